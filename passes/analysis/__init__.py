@@ -1,0 +1,1 @@
+"""Reads graphs, never writes them."""

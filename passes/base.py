@@ -1,0 +1,116 @@
+"""What a pass is: a named rewrite of a model that reports what it changed and what it refused.
+
+A pass is *exact* (the function of the model stays the same up to the order of floating-point sums) or *lossy*.
+Everything a pass has to say is in its PassReport; it prints nothing and keeps no state between calls.
+"""
+
+from __future__ import annotations
+
+import abc
+import dataclasses
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, ClassVar
+
+from passes.errors import PassError
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+    from passes.targets import Target
+
+__all__ = ["Change", "Option", "Pass", "PassReport", "Skip"]
+
+type Option = str | int | float | bool | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Skip:
+    """Something a pass did not do, and why.
+
+    Attributes:
+        subject: name of the tensor or node, with the channels concerned where it is about some of them.
+        reason: why it was left alone, in words.
+        advice: what the user can do about it.
+    """
+
+    subject: str
+    reason: str
+    advice: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Change:
+    """Something a pass did.
+
+    Attributes:
+        subject: name of the tensor or node.
+        what: what was done, in words ("output channels", "carrier for 12 channels", ...).
+        before: the count before (channels, elements; the unit is in `what`).
+        after: the count after.
+    """
+
+    subject: str
+    what: str
+    before: int
+    after: int
+
+
+@dataclasses.dataclass(frozen=True)
+class PassReport:
+    """The result of one pass.
+
+    Attributes:
+        name: the pass's name.
+        exact: whether the pass preserves the function.
+        modified: whether the model was changed.
+        changes: what was changed.
+        skips: what was left alone, and why.
+    """
+
+    name: str
+    exact: bool
+    modified: bool
+    changes: tuple[Change, ...] = ()
+    skips: tuple[Skip, ...] = ()
+
+
+class Pass(abc.ABC):
+    """A rewrite of a model, in place.
+
+    Options are keyword-only arguments of the constructor and are kept as attributes of the same name. Subclasses
+    declare `name` (kebab case), `exact` and the first line of their docstring, which is the help text.
+    """
+
+    name: ClassVar[str]
+    exact: ClassVar[bool]
+
+    def __call__(self, model: ir.Model) -> PassReport:
+        """Rewrite `model` in place.
+
+        Raises:
+            PassError: the model cannot be handled, or the result is not sound. The model may then be half
+                rewritten: callers that need it afterwards work on a clone.
+        """
+        self.requires(model)
+        report = self.call(model)
+        if report.name != self.name or report.exact != self.exact:
+            msg = f"Pass developer: the report of '{self.name}' carries another name or exactness"
+            raise PassError(msg)
+        self.ensures(model)
+        return report
+
+    @abc.abstractmethod
+    def call(self, model: ir.Model) -> PassReport:
+        """Do the work."""
+
+    def requires(self, model: ir.Model) -> None:  # noqa: B027 - optional by design
+        """Check what must hold before the pass."""
+
+    def ensures(self, model: ir.Model) -> None:  # noqa: B027 - optional by design
+        """Check what must hold after the pass."""
+
+    @classmethod
+    def variants(cls, target: Target) -> tuple[Mapping[str, Option], ...]:
+        """Sets of options whose worth only a measurement on the target tells; empty if there is one form only."""
+        del target
+        return ()
