@@ -9,7 +9,7 @@ from __future__ import annotations
 import abc
 import dataclasses
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, TypeAlias
 
 from passes.errors import PassError
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Change", "Option", "Pass", "PassReport", "Skip"]
 
-type Option = str | int | float | bool | None
+Option: TypeAlias = str | int | float | bool | None
 
 
 @dataclasses.dataclass(frozen=True)
