@@ -1,0 +1,169 @@
+"""The only door to constants: reading them, replacing them, adding them, counting them.
+
+Assigning `const_value` by hand leaves the value's shape stale, and the stale shape is what gets saved. Everything
+that writes a constant therefore goes through `set_tensor`, `new_initializer` or `copy_for`, which keep the data, the
+shape and the type together; nothing else in the project assigns `const_value`.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+
+import numpy as np
+import onnx_ir as ir
+
+from passes.analysis.compact import Array
+from passes.errors import PassError
+
+__all__ = [
+    "constant",
+    "copy_for",
+    "is_constant",
+    "new_initializer",
+    "parameter_count",
+    "set_tensor",
+    "size_bytes",
+    "tensor",
+]
+
+# What int64 and bool tensors of a graph hold is sizes, axes, indices and conditions, not learned numbers.
+NOT_PARAMETERS = frozenset({ir.DataType.INT64, ir.DataType.BOOL, ir.DataType.STRING})
+
+
+def tensor(value: ir.Value | None) -> ir.TensorProtocol | None:
+    """The tensor behind a constant, unread; None if `value` is not constant (see `constant`)."""
+    if value is None:
+        return None
+    if value.is_initializer():
+        # An initializer that is listed as an input is a default that the caller may override.
+        found = None if value.is_graph_input() else value.const_value
+    else:
+        node = value.producer()
+        found = None if node is None else constant_tensor(node)
+    return None if found is None or found.dtype == ir.DataType.STRING else found
+
+
+def is_constant(value: ir.Value | None) -> bool:
+    """Whether `constant` would return an array, found out without reading the data."""
+    return tensor(value) is not None
+
+
+def constant(value: ir.Value | None) -> Array | None:
+    """The array of a constant, or None.
+
+    Constant is an initializer that is not also a graph input, and the output of a Constant node in any of its
+    numeric forms. bfloat16, float8 and 4-bit data come as ml_dtypes arrays. The array may be a read-only view of the
+    model's file: copy before writing.
+    """
+    found = tensor(value)
+    return None if found is None else found.numpy()
+
+
+def constant_tensor(node: ir.Node) -> ir.TensorProtocol | None:
+    """The tensor that a Constant node holds, unread; None for other nodes, strings and sparse values."""
+    if (
+        node.op_type != "Constant"
+        or node.domain not in {"", "ai.onnx"}
+        or len(node.attributes) != 1
+    ):
+        return None
+    ((name, attribute),) = node.attributes.items()
+    if attribute.is_ref():
+        return None
+    match name:
+        case "value":
+            return attribute.as_tensor()
+        case "value_float" | "value_floats":
+            return ir.Tensor(np.asarray(attribute.value, dtype=np.float32))
+        case "value_int" | "value_ints":
+            return ir.Tensor(np.asarray(attribute.value, dtype=np.int64))
+        case _:
+            return None
+
+
+def set_tensor(value: ir.Value, array: Array) -> None:
+    """Replace an initializer's data by `array`, of any shape and dtype, for all of its uses.
+
+    Raises:
+        PassError: `value` is not an initializer, or it is also a graph input, whose shape is the model's interface.
+    """
+    if not value.is_initializer() or value.is_graph_input():
+        msg = f"cannot replace the data of '{value.name}': it is not a constant initializer. Run 'tidy' first."
+        raise PassError(msg)
+    fill(value, array)
+
+
+def new_initializer(graph: ir.Graph, hint: str, array: Array) -> ir.Value:
+    """Register a fresh initializer in `graph`, the main graph of a model.
+
+    Its name is `hint`, with a number added where that is taken by a value of the graph or of one of its subgraphs.
+    """
+    taken = value_names(graph)
+    names = itertools.chain([hint], (f"{hint}_{number}" for number in itertools.count(1)))
+    value = ir.Value(name=next(name for name in names if name and name not in taken))
+    fill(value, array)
+    graph.register_initializer(value)
+    return value
+
+
+def copy_for(node: ir.Node, input_index: int, array: Array) -> ir.Value:
+    """Give one input of `node` its own initializer, holding `array`, and leave other uses of the old value alone.
+
+    Raises:
+        PassError: the node is in no graph, or has no such input.
+    """
+    old = node.inputs[input_index] if input_index < len(node.inputs) else None
+    if old is None or node.graph is None:
+        msg = f"Pass developer: '{node.name}' has no input {input_index} to give a copy of"
+        raise PassError(msg)
+    graph = node.graph.graph if isinstance(node.graph, ir.Function) else node.graph
+    value = new_initializer(graph, old.name or "constant", array)
+    node.replace_input_with(input_index, value)
+    return value
+
+
+def parameter_count(model: ir.Model) -> int:
+    """Number of elements of all constants except int64 and bool ones (sizes, axes, conditions), in all graphs."""
+    return sum(found.size for found in all_tensors(model) if found.dtype not in NOT_PARAMETERS)
+
+
+def size_bytes(model: ir.Model) -> int:
+    """Bytes of all constants in all graphs; the graph itself is not counted."""
+    return sum(found.nbytes for found in all_tensors(model))
+
+
+def fill(value: ir.Value, array: Array) -> None:
+    """Set data, shape and type of `value` together; the guard against stale shapes."""
+    new = ir.Tensor(array, name=value.name)
+    value.const_value = new
+    value.shape = new.shape.copy()
+    # Not `value.dtype = ...`: that writes into a type object which a clone of the model may share.
+    value.type = ir.TensorType(new.dtype)
+
+
+def value_names(graph: ir.Graph) -> set[str | None]:
+    """Names of all values of a graph and of its subgraphs."""
+    names: set[str | None] = {value.name for value in graph.inputs}
+    names.update(graph.initializers)
+    for node in graph:
+        names.update([value.name for value in node.outputs])
+        for attribute in node.attributes.values():
+            if attribute.type == ir.AttributeType.GRAPH:
+                names |= value_names(attribute.as_graph())
+            elif attribute.type == ir.AttributeType.GRAPHS:
+                names.update(*map(value_names, attribute.as_graphs()))
+    return names
+
+
+def all_tensors(model: ir.Model) -> Iterator[ir.TensorProtocol]:
+    """Every constant tensor of the model's graphs, subgraphs and functions, unread, overridable ones included."""
+    roots = (model.graph, *(function.graph for function in model.functions.values()))
+    for graph in itertools.chain(roots, *(root.subgraphs() for root in roots)):
+        for value in graph.initializers.values():
+            if value.const_value is not None:
+                yield value.const_value
+        for node in graph:
+            found = constant_tensor(node)
+            if found is not None:
+                yield found
