@@ -1,0 +1,1 @@
+"""What the README's figures come from: networks, peers beside us, and results with device and date."""
