@@ -1,0 +1,41 @@
+# A virtual environment is made when it is missing or when its pins changed; nothing outside this folder is touched.
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV ?= .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+JOBS ?= auto
+
+.PHONY: demo test check format samples venv clean
+
+demo: $(READY)  ## both acts: speed won back, and a real model that still reads
+	$(BIN)/python samples/demo.py
+
+test: $(READY)  ## the test suite
+	$(BIN)/python -m pytest -q -n $(JOBS) tests
+
+check: $(READY)  ## lint, types, direction of imports
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/codespell README.md CHANGELOG.md CONTRIBUTING.md passes deploykit samples tests
+
+format: $(READY)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+samples: $(READY)  ## the samples that need no download
+	set -e; for sample in samples/0*.py; do echo "== $$sample"; $(BIN)/python $$sample; done
+
+venv: $(READY)
+
+# Debian ships python3.11 without ensurepip; virtualenv from pip does without it.
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); \
+	  $(PYTHON) -m pip install -q --target build/virtualenv virtualenv && \
+	  PYTHONPATH=build/virtualenv $(PYTHON) -m virtualenv -q $(VENV); }
+	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) build dist demo .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
