@@ -13,8 +13,10 @@ Every message says what (the subject's name and numbers), why, and what to do.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 __all__ = [
     "DeploykitError",

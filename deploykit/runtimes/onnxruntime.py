@@ -6,8 +6,6 @@ import importlib
 import importlib.metadata
 import os
 import re
-from collections.abc import Mapping, Sequence
-from types import ModuleType, TracebackType
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
@@ -16,6 +14,8 @@ from deploykit.errors import ModelError, RuntimeUnavailable
 from deploykit.runtimes import Capabilities, Claim, TensorSpec
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from types import ModuleType, TracebackType
     from typing import Self
 
 __all__ = ["Array", "Optimization", "Session", "capabilities", "load"]
@@ -30,7 +30,9 @@ DTYPES = {
     "double": "float64",
     "string": "str",
     **{name: name for name in ("float16", "bfloat16", "bool")},
-    **{f"{sign}int{bits}": f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)},
+    **{
+        f"{sign}int{bits}": f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)
+    },
 }
 
 
@@ -53,8 +55,13 @@ def capabilities() -> Capabilities:
         runtime = load()
     except RuntimeUnavailable as error:
         absent = Claim(holds=False, reason=str(error))
-        no_sparsity = Claim(holds=False, reason="ONNX Runtime has no sparse kernels for 2:4 weights to report on")
-        return Capabilities("onnxruntime", _version(), absent, absent, absent, absent, no_sparsity)
+        no_sparsity = Claim(
+            holds=False,
+            reason="ONNX Runtime has no sparse kernels for 2:4 weights to report on",
+        )
+        return Capabilities(
+            "onnxruntime", _version(), absent, absent, absent, absent, no_sparsity
+        )
     providers = tuple(runtime.get_available_providers())
     has_cpu = CPU in providers
     return Capabilities(
@@ -69,7 +76,8 @@ def capabilities() -> Capabilities:
             reason="its CPU provider runs everywhere" if has_cpu else f"no {CPU} in this build",
         ),
         reports_sparsity=Claim(
-            holds=False, reason="ONNX Runtime has no sparse kernels for 2:4 weights to report on"
+            holds=False,
+            reason="ONNX Runtime has no sparse kernels for 2:4 weights to report on",
         ),
         providers=providers,
     )
@@ -163,7 +171,10 @@ class Session:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         self.close()
 
@@ -171,7 +182,7 @@ class Session:
 def shorten(error: BaseException) -> str:
     """The telling part of ONNX Runtime's message, on one line of at most 300 characters."""
     text = re.sub(r"\s+", " ", str(error)).strip()
-    # "[ONNXRuntimeError] : 1 : FAIL : /build/core/x.cc:12 void f() <what matters>"
+    # What it says stands after its number, the name of the error and a place in its source.
     text = re.sub(r"^\[ONNXRuntimeError\] : \d+ : (\w+) : ", r"\1: ", text)
     text = re.sub(r"/\S+\.(?:cc|h|cpp):\d+ ", "", text)
     return text if len(text) <= MESSAGE_LIMIT else text[: MESSAGE_LIMIT - 3] + "..."
@@ -196,7 +207,11 @@ def _options(runtime: ModuleType, threads: int | None, optimization: Optimizatio
 def _failures(runtime: ModuleType) -> tuple[type[Exception], ...]:
     """The runtime's exceptions, which have no common base, and what its Python layer raises on bad feeds."""
     state = runtime.capi.onnxruntime_pybind11_state
-    own = [kind for kind in vars(state).values() if isinstance(kind, type) and issubclass(kind, Exception)]
+    own = [
+        kind
+        for kind in vars(state).values()
+        if isinstance(kind, type) and issubclass(kind, Exception)
+    ]
     return (*own, RuntimeError, ValueError)
 
 

@@ -1,0 +1,246 @@
+"""Times models against each other in ONNX Runtime: a file that stands alone.
+
+It needs Python 3.8, numpy and onnxruntime, and nothing of deploykit, so that it can be copied to a device and run
+there: `python sampler.py job.json` prints one JSON document a line while the samples are taken.
+
+How it measures, and why:
+
+* all models take turns, in a new random order every round, so that whatever else the machine does meets all of them;
+* worker threads do not spin: those of one session would take the cores from the next one;
+* every model runs untimed for a moment before it is timed, because the others have taken the caches in the meantime
+  (a model of 30 us measures as 130 us right after one that fills them);
+* sessions are built anew several times, because where the weights come to lie in memory changes a model's speed;
+* wall time and processor time are both kept, and all samples are kept: what they mean is decided elsewhere.
+"""
+
+from __future__ import annotations
+
+import gc
+import importlib
+import json
+import math
+import random
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+    from typing import Any, TypeAlias
+
+    Feeds: TypeAlias = dict[str, Any]
+    Record: TypeAlias = dict[str, Any]
+    Source: TypeAlias = str | Path
+
+CPU = "CPUExecutionProvider"
+SETTLE_S = 0.0005
+
+DEFAULTS = {
+    "threads": 1,
+    "warmup_s": 0.2,
+    "duration_s": 3.0,
+    "min_rounds": 10,
+    "rebuilds": 3,
+    "max_duration_s": 300.0,
+    "seed": 0,
+}
+
+
+def sample(
+    models: Sequence[Source],
+    inputs: Source | Mapping[str, Any],
+    *,
+    threads: int | None = 1,
+    warmup_s: float = 0.2,
+    duration_s: float = 3.0,
+    min_rounds: int = 10,
+    rebuilds: int = 3,
+    max_duration_s: float = 300.0,
+    seed: int = 0,
+    providers: Sequence[str] = (CPU,),
+    on_round: Callable[[float, Record], None] | None = None,
+) -> Record:
+    """Time models against each other.
+
+    Args:
+        models: paths of the models; all of them take the same inputs.
+        inputs: path of an .npz file, or a dict, with an array for each input by name.
+        threads: threads that share the work of one operator; None leaves the number to the runtime.
+        warmup_s: seconds for which each new session is run before it is timed, at least once.
+        duration_s: seconds of timed runs for each model, on average over the models.
+        min_rounds: rounds that are taken even when they last longer than that.
+        rebuilds: how often all sessions are built anew; the rounds are spread over them.
+        max_duration_s: seconds after which the whole ends, with a round for each of the sessions built so far.
+        seed: of the random orders.
+        providers: devices to run on, in the runtime's own words.
+        on_round: called as on_round(done, record) after every round; `done` is the share of the work, 0 to 1, and
+            `record` a dict with the round's "rebuild", "order", "wall_s" and "cpu_s".
+
+    Returns:
+        a dict: "rebuild" (one number a round), "wall_s" and "cpu_s" (a list for each model, one number a round, in
+        seconds), "cpu_clock" ("thread": time of the calling thread, which does all the work when `threads` is 1;
+        "process" otherwise), "truncated" (whether `max_duration_s` cut it short), "elapsed_s", "providers",
+        "runtime" and the settings.
+    """
+    start = time.perf_counter()
+    deadline = start + max_duration_s
+    dice = random.Random(seed)  # noqa: S311 - orders, not secrets
+    feeds = _read(inputs)
+    count = len(models)
+    rounds_each = math.ceil(min_rounds / rebuilds)
+    budget_each_s = max(duration_s * count / rebuilds, 1e-9)
+    taken: list[Record] = []
+    truncated = False
+    used: list[str] = []
+    was_collecting = gc.isenabled()
+    gc.disable()
+    try:
+        for rebuild in range(rebuilds):
+            if taken and time.perf_counter() > deadline:
+                truncated = True
+                break
+            sessions = _open_all(models, threads, providers, dice)
+            used = sessions[0].get_providers()
+            for session in sessions:
+                _warm_up(session, feeds, warmup_s)
+            spent_s = 0.0
+            rounds = 0
+            while rounds < rounds_each or spent_s < budget_each_s:
+                if rounds and time.perf_counter() > deadline:
+                    truncated = True
+                    break
+                record = _round(sessions, feeds, dice.sample(range(count), count), threads)
+                record["rebuild"] = rebuild
+                taken.append(record)
+                rounds += 1
+                spent_s += sum(record["wall_s"])
+                if on_round is not None:
+                    here = min(rounds / rounds_each, spent_s / budget_each_s, 1.0)
+                    on_round((rebuild + here) / rebuilds, record)
+            # The next sessions must not find the memory of these still taken.
+            del sessions, session
+            gc.collect()
+    finally:
+        if was_collecting:
+            gc.enable()
+    return {
+        "rebuild": [record["rebuild"] for record in taken],
+        "wall_s": [[record["wall_s"][index] for record in taken] for index in range(count)],
+        "cpu_s": [[record["cpu_s"][index] for record in taken] for index in range(count)],
+        "cpu_clock": "thread" if threads == 1 else "process",
+        "truncated": truncated,
+        "elapsed_s": time.perf_counter() - start,
+        "providers": list(used),
+        "runtime": "onnxruntime " + _runtime().__version__,
+        "threads": threads,
+        "rebuilds": rebuilds,
+        "seed": seed,
+    }
+
+
+def open_session(model: Source, threads: int | None, providers: Sequence[str] = (CPU,)) -> Any:  # noqa: ANN401 - a type of the runtime
+    """Open a model as it would be deployed, except that its idle threads sleep.
+
+    Raises:
+        RuntimeError: the runtime fell back to another device than the one asked for.
+    """
+    runtime = _runtime()
+    options = runtime.SessionOptions()
+    if threads is not None:
+        options.intra_op_num_threads = threads
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.add_session_config_entry("session.inter_op.allow_spinning", "0")
+    options.log_severity_level = 4
+    session = runtime.InferenceSession(str(model), options, providers=list(providers))
+    fallen = [name for name in providers if name not in session.get_providers()]
+    if fallen:
+        msg = "ONNX Runtime does not run on {} here, it fell back to {}".format(
+            ", ".join(fallen), ", ".join(session.get_providers())
+        )
+        raise RuntimeError(msg)
+    return session
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Carry out a job file; print each round, then the whole result, one JSON document a line.
+
+    Args:
+        arguments: path of a JSON file with "models" and "inputs" and any of the settings of `sample`.
+
+    Returns:
+        the exit code.
+    """
+    if len(arguments) != 1:
+        sys.stderr.write("usage: python sampler.py job.json\n")
+        return 2
+    job = json.loads(Path(arguments[0]).read_text(encoding="utf-8"))
+    unknown = sorted(set(job) - set(DEFAULTS) - {"models", "inputs", "providers"})
+    if unknown or "models" not in job or "inputs" not in job:
+        sys.stderr.write(
+            "a job has models, inputs and {}; not {}\n".format(", ".join(DEFAULTS), unknown)
+        )
+        return 2
+
+    def show(done: float, record: Record) -> None:
+        _print({"event": "round", "done": round(done, 4), **record})
+
+    _print({"event": "end", **sample(**job, on_round=show)})
+    return 0
+
+
+def _print(document: Record) -> None:
+    sys.stdout.write(json.dumps(document) + "\n")
+    sys.stdout.flush()
+
+
+def _read(inputs: Source | Mapping[str, Any]) -> Feeds:
+    if not isinstance(inputs, (str, Path)):
+        return dict(inputs)
+    with np.load(str(inputs), allow_pickle=False) as arrays:
+        return {name: arrays[name] for name in arrays.files}
+
+
+def _open_all(
+    models: Sequence[Source], threads: int | None, providers: Sequence[str], dice: random.Random
+) -> list[Any]:
+    """Open the models in a random order, so that none always gets the same place in memory."""
+    order = dice.sample(range(len(models)), len(models))
+    opened = {index: open_session(models[index], threads, providers) for index in order}
+    return [opened[index] for index in range(len(models))]
+
+
+def _warm_up(session: Any, feeds: Feeds, seconds: float) -> None:  # noqa: ANN401 - a type of the runtime
+    """Run for `seconds`, at least once."""
+    end = time.perf_counter() + seconds
+    session.run(None, feeds)
+    while time.perf_counter() < end:
+        session.run(None, feeds)
+
+
+def _round(
+    sessions: Sequence[Any], feeds: Feeds, order: Sequence[int], threads: int | None
+) -> Record:
+    """Time each model once, in the given order."""
+    cpu_clock = time.thread_time if threads == 1 else time.process_time
+    wall_s = [0.0] * len(sessions)
+    cpu_s = [0.0] * len(sessions)
+    for index in order:
+        run = sessions[index].run
+        _warm_up(sessions[index], feeds, SETTLE_S)
+        cpu = cpu_clock()
+        wall = time.perf_counter()
+        run(None, feeds)
+        wall_s[index] = time.perf_counter() - wall
+        cpu_s[index] = cpu_clock() - cpu
+    return {"order": order, "wall_s": wall_s, "cpu_s": cpu_s}
+
+
+def _runtime() -> Any:  # noqa: ANN401 - a module of the runtime
+    return importlib.import_module("onnxruntime")
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,276 @@
+"""What samples of two models say: percentiles, the paired ratio with its interval, and the two decisions it serves.
+
+The baseline and a candidate were timed in the same rounds, so that each round gives one ratio and whatever the machine
+did in that round falls out of it. Everything is computed on logarithms of ratios: twice as fast and half as fast are
+then equally far from 1.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+__all__ = [
+    "Clock",
+    "Latency",
+    "Ratio",
+    "Timings",
+    "adds_enough",
+    "choose_clock",
+    "outlier_share",
+    "paired_ratio",
+    "stands",
+    "summarize",
+]
+
+Clock: TypeAlias = Literal["wall", "cpu"]
+Floats: TypeAlias = np.ndarray[Any, np.dtype[np.float64]]
+Ints: TypeAlias = np.ndarray[Any, np.dtype[np.int64]]
+
+CLEAN_SHARE = 0.03
+CLEAN_S = 20e-6
+FEWEST_CLEAN = 5
+WORTH = 0.98
+"""An added structure must win at least this much: 2 % is what two sessions of one model can differ by."""
+
+OUTLIER_Z = 3.5
+NOISY_OUTLIERS = 0.1
+
+SESSION_SD = 0.005
+"""How much sessions of one model differ (standard deviation of the logarithm), measured on ONNX Runtime's CPU provider:
+0.5 to 0.8 % between sessions of one process, from where the weights come to lie in memory."""
+
+SESSION_WEIGHT = 4
+"""How many rebuilds the value above counts as, next to the few that a measurement has."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Timings:
+    """All samples of one model, one a round; models of one measurement share their rounds.
+
+    Attributes:
+        rebuild: int, shape `(rounds,)`; which build of the sessions a round belongs to.
+        wall_s: float, shape `(rounds,)`; elapsed seconds.
+        cpu_s: float, shape `(rounds,)`; processor seconds of the thread (of the process, with several threads).
+    """
+
+    rebuild: Ints
+    wall_s: Floats
+    cpu_s: Floats
+
+    def __post_init__(self) -> None:
+        sizes = {array.shape for array in (self.rebuild, self.wall_s, self.cpu_s)}
+        if len(sizes) != 1 or self.rebuild.ndim != 1 or not self.rebuild.size:
+            msg = f"timings need one wall and one processor time for each of at least one round, got {sizes}"
+            raise ValueError(msg)
+
+    @property
+    def is_clean(self) -> np.ndarray[Any, np.dtype[np.bool_]]:
+        """Samples in which the thread was hardly ever kept waiting: bool, shape `(rounds,)`."""
+        clean: np.ndarray[Any, np.dtype[np.bool_]] = (
+            self.wall_s - self.cpu_s < CLEAN_SHARE * self.wall_s + CLEAN_S
+        )
+        return clean
+
+    def on(self, clock: Clock) -> Floats:
+        """The seconds by one of the clocks, shape `(rounds,)`."""
+        return self.wall_s if clock == "wall" else self.cpu_s
+
+
+@dataclasses.dataclass(frozen=True)
+class Latency:
+    """Latency of one model.
+
+    Attributes:
+        clock: which clock the figures are by.
+        p50_s: median, in seconds.
+        p90_s: 90th percentile, in seconds.
+        p95_s: 95th percentile, in seconds.
+        p99_s: 99th percentile, in seconds.
+        samples: how many runs were timed.
+        outlier_share: share of the samples that lie far out, 0 to 1.
+    """
+
+    clock: Clock
+    p50_s: float
+    p90_s: float
+    p95_s: float
+    p99_s: float
+    samples: int
+    outlier_share: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Ratio:
+    """Time of a candidate over time of the baseline.
+
+    Attributes:
+        median: the ratio; below 1 the candidate is faster.
+        lo: lower end of the 95 % interval.
+        hi: upper end of the 95 % interval.
+        clock: which clock it is by.
+        noisy: whether the machine was too busy for wall time (one thread), or had many outliers (several).
+        clean_share: share of the samples in which the thread was hardly kept waiting, 0 to 1.
+        rounds: how many pairs it rests on.
+        rebuilds: how many builds of the sessions they come from.
+    """
+
+    median: float
+    lo: float
+    hi: float
+    clock: Clock
+    noisy: bool
+    clean_share: float
+    rounds: int
+    rebuilds: int
+
+
+def stands(ratio: Ratio) -> bool:
+    """Whether an exact removal is kept: unless it is proven slower than the baseline."""
+    return ratio.lo <= 1.0
+
+
+def adds_enough(ratio: Ratio, worth: float = WORTH) -> bool:
+    """Whether a candidate that adds structure is kept: only if it is proven to win at least `worth`."""
+    return ratio.hi < worth
+
+
+def choose_clock(timings: Sequence[Timings], threads: int | None) -> tuple[Clock, float]:
+    """Choose the clock that a set of models is compared by.
+
+    One thread: wall time if at least half of all samples are clean, else processor time, which a busy machine hardly
+    changes. Several threads: wall time, because processor time adds up what runs side by side.
+
+    Args:
+        timings: the models' samples.
+        threads: what the models ran with; None is the runtime's own number.
+
+    Returns:
+        the clock and the share of clean samples.
+    """
+    share = float(np.mean([each.is_clean.mean() for each in timings]))
+    return ("wall" if threads != 1 or share >= 0.5 else "cpu"), share
+
+
+def summarize(timings: Timings, clock: Clock) -> Latency:
+    """Percentiles of one model's samples."""
+    seconds = timings.on(clock)
+    p50, p90, p95, p99 = (float(value) for value in np.percentile(seconds, (50, 90, 95, 99)))
+    return Latency(clock, p50, p90, p95, p99, int(seconds.size), outlier_share(seconds))
+
+
+def outlier_share(samples: Floats) -> float:
+    """Share of the samples whose modified z-score exceeds 3.5.
+
+    The score is 0.6745 |x - median| / MAD; where more than half of the samples are equal, the mean absolute deviation
+    takes the place of the MAD.
+
+    Source: B. Iglewicz and D. Hoaglin, How to Detect and Handle Outliers, ASQC Quality Press, 1993.
+    """
+    away = np.abs(samples - np.median(samples))
+    scale = float(np.median(away)) / 0.6745
+    if scale == 0.0:
+        scale = 1.253314 * float(away.mean())
+    return float((away > OUTLIER_Z * scale).mean()) if scale > 0.0 else 0.0
+
+
+def paired_ratio(
+    baseline: Timings,
+    candidate: Timings,
+    *,
+    threads: int | None = 1,
+    clock: Clock | None = None,
+    resamples: int = 4000,
+    seed: int = 0,
+) -> Ratio:
+    """Time of `candidate` over time of `baseline`, with a 95 % interval.
+
+    The figure is the mean over the rebuilds of the median log ratio of their rounds. The interval is a bootstrap on
+    two levels. *Rounds* are resampled within each rebuild. *Rebuilds* are too few to resample (of three, resampling
+    yields the range of three values, which misses the truth one time in four); instead each resample adds a draw from
+    a t distribution whose variance is that between the rebuilds beyond what their rounds explain, moderated by what
+    is known of sessions in general.
+
+    Args:
+        baseline: samples of what is compared with.
+        candidate: samples of the same rounds.
+        threads: what the models ran with; None is the runtime's own number.
+        clock: the clock to use; None chooses it from these two.
+        resamples: how many bootstrap samples are drawn.
+        seed: of those draws.
+
+    Returns:
+        the ratio.
+
+    Raises:
+        ValueError: the two were not taken in the same rounds.
+
+    Source: moderated variances: G. Smyth, Linear models and empirical Bayes methods, Stat. Appl. Genet. Mol. Biol.
+        3(1), 2004.
+    """
+    if not np.array_equal(baseline.rebuild, candidate.rebuild):
+        msg = "only samples of the same rounds can be paired: measure the two models together"
+        raise ValueError(msg)
+    chosen, share = choose_clock((baseline, candidate), threads)
+    clock = clock or chosen
+    log_ratio = np.log(candidate.on(clock)) - np.log(baseline.on(clock))
+    rebuild = baseline.rebuild
+    if clock == "wall" and threads == 1:
+        both = baseline.is_clean & candidate.is_clean
+        if both.sum() >= max(FEWEST_CLEAN, rebuild.size // 4):
+            log_ratio, rebuild = log_ratio[both], rebuild[both]
+    if threads == 1:
+        noisy = share < 0.5
+    else:
+        noisy = (
+            max(outlier_share(each.wall_s) for each in (baseline, candidate)) > NOISY_OUTLIERS
+        )
+    groups = [log_ratio[rebuild == which] for which in np.unique(rebuild)]
+    middle, draws = _bootstrap(groups, resamples, np.random.default_rng(seed))
+    lo, hi = (float(value) for value in np.percentile(draws, (2.5, 97.5)))
+    return Ratio(
+        median=math.exp(middle),
+        lo=math.exp(lo),
+        hi=math.exp(hi),
+        clock=clock,
+        noisy=noisy,
+        clean_share=share,
+        rounds=int(log_ratio.size),
+        rebuilds=len(groups),
+    )
+
+
+def _bootstrap(
+    groups: Sequence[Floats], resamples: int, dice: np.random.Generator
+) -> tuple[float, Floats]:
+    """Mean of the groups' medians, and `resamples` draws of what it might have been."""
+    count = len(groups)
+    medians = np.array([np.median(group) for group in groups])
+    redrawn = np.stack([_resampled_medians(group, resamples, dice) for group in groups])
+    # What the rounds leave unexplained is what the sessions themselves differ by.
+    within = float(redrawn.var(axis=1).mean())
+    between = max(0.0, float(medians.var(ddof=1)) - within) if count > 1 else 0.0
+    freedom = SESSION_WEIGHT + count - 1
+    variance = (SESSION_WEIGHT * SESSION_SD**2 + (count - 1) * between) / freedom
+    sessions = math.sqrt(variance / count) * dice.standard_t(freedom, resamples)
+    middle = float(medians.mean())
+    draws: Floats = middle + (redrawn.mean(axis=0) - redrawn.mean()) + sessions
+    return middle, draws
+
+
+def _resampled_medians(group: Floats, resamples: int, dice: np.random.Generator) -> Floats:
+    """Medians of bootstrap samples of `group`, without drawing the samples.
+
+    A bootstrap sample is the empirical quantile function at n uniform numbers, so its median is that function at the
+    median of n uniform numbers, which follows the Beta((n+1)/2, (n+1)/2) distribution (exactly so for odd n).
+    """
+    half = (group.size + 1) / 2
+    position = dice.beta(half, half, resamples) * group.size
+    medians: Floats = np.sort(group)[np.minimum(position.astype(np.int64), group.size - 1)]
+    return medians
