@@ -1,0 +1,658 @@
+"""Says whether two models compute the same: the same inputs through both, the outputs compared.
+
+Both run as they are written, with the runtime's own optimisation off, one after the other.
+
+An error is judged against how much an output *moves* from input to input, not against how large it is: a network
+whose outputs hardly depend on its input would excuse any error in what little it does compute. Where an output moves
+by less than 1 % of its size, 1 % is taken, because float sums of that size resolve no more than that; a note says so.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+
+import numpy as np
+
+from deploykit.errors import ModelError, UsageError
+from deploykit.runtimes.onnxruntime import Session
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from deploykit.runtimes import TensorSpec
+
+__all__ = [
+    "TOLERANCES",
+    "Inputs",
+    "OutputComparison",
+    "Reference",
+    "Validation",
+    "compare",
+    "find_inputs",
+    "generate_inputs",
+    "load_inputs",
+    "run_reference",
+    "validate",
+]
+
+Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
+Feeds: TypeAlias = "dict[str, Array]"
+Verdict: TypeAlias = Literal["equal", "differs"]
+
+TOLERANCES = {"float64": 1e-9, "float32": 1e-4, "float16": 5e-3, "int8": 2e-2, "bfloat16": 4e-2}
+"""Allowed error by the coarsest type that a model computes in, finest first, as a share of what an output moves by.
+"int8" stands for models with QuantizeLinear, where another order of float sums can flip a value to the next step."""
+
+LEAST_SPREAD = 0.01
+
+# Sizes that dynamic axes get: two of each, so that a size which was frozen by mistake shows. Spatial ones survive five
+# halvings; a volume's are smaller because there are three of them.
+BATCH_SIZES = (1, 2)
+LENGTH_SIZES = (32, 48)
+IMAGE_SIZES = (224, 256)
+VOLUME_SIZES = (32, 64)
+
+INTEGER_LIMITS = (100, 10, 2, 1)
+
+
+@dataclasses.dataclass(frozen=True)
+class OutputComparison:
+    """One output of two models, over all inputs.
+
+    Attributes:
+        name: the output's name.
+        dtype: its element type.
+        max_abs_error: largest absolute difference; infinite where one has a NaN or infinity and the other does not.
+        max_rel_error: floats: largest difference relative to what the output moves by; integers, bools and strings:
+            largest share of elements that differ.
+        tolerance: what `max_rel_error` may be.
+        elements: how many elements were compared, over all inputs.
+        differing: integers, bools and strings: how many of them differ; floats: how many are finite in one model only.
+        verdict: "equal" or "differs".
+        note: what weakens the comparison, in words; empty if nothing does.
+    """
+
+    name: str
+    dtype: str
+    max_abs_error: float
+    max_rel_error: float
+    tolerance: float
+    elements: int
+    differing: int
+    verdict: Verdict
+    note: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Validation:
+    """Whether two models compute the same.
+
+    Attributes:
+        max_abs_error: the largest of all outputs.
+        max_rel_error: the largest of all outputs.
+        inputs: how many inputs both models were run on.
+        tolerance: what `max_rel_error` of a float output may be; the largest, where outputs differ in it.
+        verdict: "equal" or "differs".
+        outputs: one row an output.
+        worst: name of the output with the largest error in relation to its tolerance.
+        failure: why the second model could not be compared at all, in words; None if it could.
+        notes: what weakens the comparison, in words.
+    """
+
+    max_abs_error: float
+    max_rel_error: float
+    inputs: int
+    tolerance: float
+    verdict: Verdict
+    outputs: tuple[OutputComparison, ...] = ()
+    worst: str | None = None
+    failure: str | None = None
+    notes: tuple[str, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Reference:
+    """What the original computes: run once, compared with as many candidates as there are.
+
+    Attributes:
+        path: where the original lies.
+        inputs: what it was run on.
+        outputs: what it returned, one entry an input.
+        precision: the coarsest type it computes in, a key of `TOLERANCES`.
+        threads: threads it ran with; None is the runtime's own number.
+    """
+
+    path: str
+    inputs: tuple[Mapping[str, Array], ...]
+    outputs: tuple[Mapping[str, Array], ...]
+    precision: str
+    threads: int | None
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Inputs:
+    """Inputs that a model was seen to run on.
+
+    Attributes:
+        feeds: arrays by input name, one entry a run.
+        notes: what was tried and refused by the model, in words.
+    """
+
+    feeds: tuple[Feeds, ...]
+    notes: tuple[str, ...] = ()
+
+
+def validate(
+    original: str | os.PathLike[str],
+    optimized: str | os.PathLike[str],
+    inputs: Sequence[Mapping[str, Array]],
+    tolerance: float | None = None,
+    *,
+    threads: int | None = None,
+) -> Validation:
+    """Run both models on the same inputs and compare what they return.
+
+    Args:
+        original: path of the reference.
+        optimized: path of what is held against it.
+        inputs: arrays by input name, one entry a run.
+        tolerance: allowed error of float outputs, as a share of what an output moves by; None is the value of
+            `TOLERANCES` for the coarsest type that the original computes in.
+        threads: threads to run with; None leaves the number to the runtime.
+
+    Returns:
+        the comparison. If `optimized` does not run, or its outputs have other names, types or shapes, the verdict is
+        "differs" and `failure` says why.
+
+    Raises:
+        ModelError: the original itself does not run on these inputs.
+        UsageError: there are no inputs.
+    """
+    return compare(run_reference(original, inputs, threads=threads), optimized, tolerance)
+
+
+def run_reference(
+    original: str | os.PathLike[str],
+    inputs: Sequence[Mapping[str, Array]],
+    *,
+    threads: int | None = None,
+) -> Reference:
+    """Run the original on all inputs.
+
+    Raises:
+        ModelError: it does not run on one of them.
+        UsageError: there are no inputs.
+    """
+    if not inputs:
+        msg = "there are no inputs to compare the models on"
+        raise UsageError(msg)
+    try:
+        with Session(original, threads=threads, optimization="none") as session:
+            outputs = tuple(session.run(feeds) for feeds in inputs)
+    except ModelError as error:
+        msg = (
+            f"the original model cannot be run, so nothing can be compared with it: {error} "
+            "Give inputs that it takes with --inputs, or sizes with --shape."
+        )
+        raise ModelError(msg) from error
+    return Reference(str(original), tuple(inputs), outputs, find_precision(original), threads)
+
+
+def compare(
+    reference: Reference, optimized: str | os.PathLike[str], tolerance: float | None = None
+) -> Validation:
+    """Run a model on the inputs of a reference and compare what it returns; see `validate`."""
+    if tolerance is not None and not 0.0 <= tolerance < math.inf:
+        msg = f"the tolerance must be a number from 0 on, not {tolerance}"
+        raise UsageError(msg)
+    allowed = TOLERANCES[reference.precision] if tolerance is None else tolerance
+    count = len(reference.inputs)
+    try:
+        with Session(optimized, threads=reference.threads, optimization="none") as session:
+            outputs = tuple(session.run(feeds) for feeds in reference.inputs)
+    except ModelError as error:
+        return Validation(math.inf, math.inf, count, allowed, "differs", failure=str(error))
+    failure = _find_mismatch(reference.outputs, outputs)
+    if failure is not None:
+        return Validation(math.inf, math.inf, count, allowed, "differs", failure=failure)
+    rows = tuple(
+        _compare_output(
+            name,
+            [arrays[name] for arrays in reference.outputs],
+            [arrays[name] for arrays in outputs],
+            _tolerance(array.dtype, reference.precision, tolerance),
+        )
+        for name, array in reference.outputs[0].items()
+    )
+    if not rows:
+        msg = f"'{reference.path}' has no tensor among its outputs, so there is nothing to compare"
+        raise ModelError(msg)
+    worst = max(rows, key=lambda row: (row.verdict == "differs", _strain(row)))
+    return Validation(
+        max_abs_error=max(row.max_abs_error for row in rows),
+        max_rel_error=max(row.max_rel_error for row in rows),
+        inputs=count,
+        tolerance=max(row.tolerance for row in rows) or allowed,
+        verdict="differs" if any(row.verdict == "differs" for row in rows) else "equal",
+        outputs=rows,
+        worst=worst.name,
+        notes=tuple(f"output '{row.name}': {row.note}" for row in rows if row.note),
+    )
+
+
+def find_precision(model: str | os.PathLike[str]) -> str:
+    """The coarsest type that a model computes in: a key of `TOLERANCES`.
+
+    Its weights and its interface tell; a model with QuantizeLinear counts as "int8" unless it is coarser.
+    """
+    import onnx_ir as ir  # noqa: PLC0415 - heavy, and only needed where models are compared
+
+    loaded = ir.load(model)
+    graphs = [loaded.graph, *(function.graph for function in loaded.functions.values())]
+    found = {"float64"}
+    for graph in graphs:
+        values = [*graph.inputs, *graph.outputs, *graph.initializers.values()]
+        found.update(value.dtype.name.lower() for value in values if value.dtype is not None)
+        for node in graph.all_nodes():
+            if node.op_type in {"QuantizeLinear", "DynamicQuantizeLinear"}:
+                found.add("int8.quantized")
+            elif node.op_type == "Cast":
+                found.add(ir.DataType(node.attributes["to"].as_int()).name.lower())
+            elif node.op_type == "Constant":
+                found.update(
+                    value.dtype.name.lower()
+                    for value in node.outputs
+                    if value.dtype is not None
+                )
+    if "float" in found:
+        found.add("float32")
+    # Integer tensors (indices, shapes) say nothing about precision; quantisation does.
+    found.discard("int8")
+    if "int8.quantized" in found:
+        found.add("int8")
+    return max(found & set(TOLERANCES), key=lambda name: TOLERANCES[name])
+
+
+def find_inputs(
+    model: str | os.PathLike[str],
+    shapes: Mapping[str, Sequence[int]] | None = None,
+    *,
+    count: int = 5,
+    seed: int = 0,
+    threads: int | None = None,
+) -> Inputs:
+    """Generate inputs, and keep those that the model runs on.
+
+    Sizes of dynamic axes and the range of integers are guesses: a second size that the model refuses (many models
+    have a dynamic batch axis by name only) is left out with a note, and integers are tried smaller.
+
+    Args:
+        model: path of the model.
+        shapes: sizes of inputs by name, for those with dynamic axes.
+        count: how many inputs to generate.
+        seed: of the random numbers.
+        threads: threads to run with; None leaves the number to the runtime.
+
+    Returns:
+        at least one input.
+
+    Raises:
+        ModelError: the model runs on none of them.
+        UsageError: `shapes` does not fit the model.
+    """
+    with Session(model, threads=threads, optimization="none") as session:
+        has_integers = any(_kind(spec) in "iu" for spec in session.inputs)
+        for limit in INTEGER_LIMITS if has_integers else INTEGER_LIMITS[:1]:
+            feeds = generate_inputs(
+                session.inputs, shapes, count=count, seed=seed, integer_limit=limit
+            )
+            kept: list[Feeds] = []
+            notes: dict[str, None] = {}
+            for each in feeds:
+                try:
+                    session.run(each)
+                except ModelError as error:
+                    notes.setdefault(str(error))
+                else:
+                    kept.append(each)
+            if kept:
+                return Inputs(tuple(kept), tuple(notes))
+    msg = (
+        f"no generated input suits the model: {next(iter(notes))} "
+        "Give inputs with --inputs, or the sizes of its dynamic axes with --shape."
+    )
+    raise ModelError(msg)
+
+
+def generate_inputs(
+    specs: Sequence[TensorSpec],
+    shapes: Mapping[str, Sequence[int]] | None = None,
+    *,
+    count: int = 5,
+    seed: int = 0,
+    integer_limit: int = INTEGER_LIMITS[0],
+) -> list[Feeds]:
+    """Generate inputs for a model.
+
+    Floats are drawn from a normal distribution, integers from 0 up to `integer_limit` (masks and segment numbers:
+    below 2), bools evenly. The second input is all ones. Dynamic axes take one size in some inputs and another one in
+    the others; axes with one symbol agree.
+
+    Args:
+        specs: the model's inputs.
+        shapes: sizes of inputs by name; they fix dynamic axes, also those of other inputs with the same symbol.
+        count: how many inputs to generate.
+        seed: of the random numbers.
+        integer_limit: integers stay below it.
+
+    Returns:
+        `count` dicts of arrays by input name.
+
+    Raises:
+        UsageError: `shapes` names no input of the model, or contradicts its fixed sizes.
+        ModelError: an input holds something that cannot be generated (strings).
+    """
+    shapes = dict(shapes or {})
+    _check_shapes(specs, shapes)
+    dice = np.random.default_rng(seed)
+    variants = [resolve_shapes(specs, shapes, variant) for variant in (0, 1)]
+    feeds = []
+    for index in range(count):
+        # Each size is used at least twice where there are five inputs, so that the spread between inputs is known.
+        sizes = variants[index in {2, 4}]
+        feeds.append(
+            {
+                spec.name: np.ones(sizes[spec.name], _dtype(spec))
+                if index == 1
+                else _draw(spec, sizes[spec.name], dice, integer_limit)
+                for spec in specs
+            }
+        )
+    return feeds
+
+
+def resolve_shapes(
+    specs: Sequence[TensorSpec], shapes: Mapping[str, Sequence[int]], variant: int = 0
+) -> dict[str, tuple[int, ...]]:
+    """Give every dynamic axis a size: from `shapes`, from an axis with the same symbol, or the default `variant`."""
+    known = {
+        size: given
+        for spec in specs
+        for size, given in zip(spec.shape, shapes.get(spec.name, ()), strict=False)
+        if isinstance(size, str)
+    }
+    resolved = {}
+    for spec in specs:
+        if spec.name in shapes:
+            resolved[spec.name] = tuple(shapes[spec.name])
+            continue
+        sizes = []
+        for axis, size in enumerate(spec.shape):
+            if isinstance(size, int):
+                sizes.append(size)
+            elif size is None:
+                sizes.append(_default_size(spec, axis)[variant])
+            else:
+                sizes.append(known.setdefault(size, _default_size(spec, axis)[variant]))
+        resolved[spec.name] = tuple(sizes)
+    return resolved
+
+
+def load_inputs(path: str | os.PathLike[str], specs: Sequence[TensorSpec]) -> list[Feeds]:
+    """Read inputs from an .npz file.
+
+    The file holds an array for each input, by its name. Arrays with one axis more than the inputs have hold several
+    inputs, along their first axis.
+
+    Args:
+        path: the file.
+        specs: the model's inputs.
+
+    Returns:
+        dicts of arrays by input name, one an input.
+
+    Raises:
+        UsageError: the file cannot be read, or its arrays do not fit the inputs.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in file.files}
+    except (OSError, ValueError, AttributeError, TypeError) as error:
+        msg = f"'{path}' cannot be read as inputs: {error}. It must be an .npz file, as numpy.savez writes it."
+        raise UsageError(msg) from error
+    names = [spec.name for spec in specs]
+    if set(names) != set(arrays):
+        msg = (
+            f"'{path}' holds arrays named {_list(sorted(arrays))}, the model's inputs are {_list(names)}: "
+            "give one array for each input, by its name."
+        )
+        raise UsageError(msg)
+    stacked = {spec.name: _fit(path, spec, arrays[spec.name]) for spec in specs}
+    counts = {len(each) for each in stacked.values()}
+    if len(counts) != 1 or 0 in counts:
+        sizes = ", ".join(f"'{name}': {len(each)}" for name, each in stacked.items())
+        msg = f"'{path}' holds different numbers of inputs ({sizes}): each array needs the same, at least one."
+        raise UsageError(msg)
+    return [
+        {name: each[index] for name, each in stacked.items()} for index in range(counts.pop())
+    ]
+
+
+def _fit(path: str | os.PathLike[str], spec: TensorSpec, array: Array) -> Sequence[Array]:
+    """The inputs that an array of the file holds, in the type and shape that the model wants."""
+    rank = len(spec.shape)
+    if array.ndim not in {rank, rank + 1}:
+        msg = (
+            f"'{path}': array '{spec.name}' has shape {list(array.shape)}, but the input has {rank} axes "
+            f"{_shape(spec)}; one axis more holds several inputs."
+        )
+        raise UsageError(msg)
+    several = array if array.ndim == rank + 1 else array[np.newaxis]
+    _check_shapes([spec], {spec.name: several.shape[1:]})
+    wanted = _dtype(spec)
+    if not np.can_cast(array.dtype, wanted, casting="same_kind"):
+        msg = f"'{path}': array '{spec.name}' is {array.dtype}, but the input is {spec.dtype}: convert it first."
+        raise UsageError(msg)
+    return list(np.ascontiguousarray(several, dtype=wanted))
+
+
+def _check_shapes(specs: Sequence[TensorSpec], shapes: Mapping[str, Sequence[int]]) -> None:
+    by_name = {spec.name: spec for spec in specs}
+    for name, shape in shapes.items():
+        if name not in by_name:
+            msg = f"a shape is given for '{name}', but the model's inputs are {_list(by_name)}."
+            raise UsageError(msg)
+        spec = by_name[name]
+        fits = len(shape) == len(spec.shape) and all(
+            given == size if isinstance(size, int) else given >= 0
+            for given, size in zip(shape, spec.shape, strict=True)
+        )
+        if not fits:
+            msg = f"shape {list(shape)} does not fit the input '{name}' {_shape(spec)}: only its dynamic axes are free."
+            raise UsageError(msg)
+
+
+def _default_size(spec: TensorSpec, axis: int) -> tuple[int, int]:
+    name = spec.shape[axis]
+    if axis == 0 or (isinstance(name, str) and "batch" in name.lower()):
+        return BATCH_SIZES
+    if axis >= 2 and len(spec.shape) == 4:
+        return IMAGE_SIZES
+    if axis >= 2 and len(spec.shape) > 4:
+        return VOLUME_SIZES
+    return LENGTH_SIZES
+
+
+def _draw(
+    spec: TensorSpec, shape: tuple[int, ...], dice: np.random.Generator, limit: int
+) -> Array:
+    dtype = _dtype(spec)
+    kind = _kind(spec)
+    if kind == "b":
+        return dice.random(shape) < 0.5
+    if kind in "iu":
+        name = spec.name.lower()
+        below = (
+            min(limit, 2)
+            if any(part in name for part in ("mask", "type", "segment"))
+            else limit
+        )
+        drawn = dice.integers(0, below, shape, dtype=np.int64).astype(dtype)
+        if "mask" in name and drawn.size:
+            # A mask that hides everything has no meaning, and many models return NaN for it.
+            drawn[..., :1] = 1
+        return drawn
+    return np.asarray(dice.standard_normal(shape)).astype(dtype)
+
+
+def _dtype(spec: TensorSpec) -> np.dtype[Any]:
+    try:
+        return np.dtype(spec.dtype)
+    except TypeError as error:
+        msg = f"the input '{spec.name}' holds {spec.dtype}, of which numpy knows nothing: such models cannot be run."
+        raise ModelError(msg) from error
+
+
+def _kind(spec: TensorSpec) -> str:
+    kind = _dtype(spec).kind
+    if kind not in "biuf":
+        msg = f"the input '{spec.name}' holds {spec.dtype}, which cannot be generated. Give inputs with --inputs."
+        raise ModelError(msg)
+    return kind
+
+
+def _find_mismatch(
+    reference: Sequence[Mapping[str, Array]], outputs: Sequence[Mapping[str, Array]]
+) -> str | None:
+    for index, (mine, theirs) in enumerate(zip(reference, outputs, strict=True)):
+        if list(mine) != list(theirs):
+            return f"its outputs are {_list(theirs)}, those of the original {_list(mine)}"
+        for name, array in mine.items():
+            other = theirs[name]
+            if array.shape != other.shape or array.dtype != other.dtype:
+                return (
+                    f"output '{name}' is {other.dtype} {list(other.shape)} on input {index}, "
+                    f"that of the original {array.dtype} {list(array.shape)}"
+                )
+    return None
+
+
+def _compare_output(
+    name: str, expected: Sequence[Array], actual: Sequence[Array], tolerance: float
+) -> OutputComparison:
+    if expected[0].dtype.kind != "f":
+        return _compare_exactly(name, expected, actual)
+    spreads = _spreads(expected)
+    max_abs = max_rel = 0.0
+    lopsided = collapsed = infinite = 0
+    for mine, theirs, spread in zip(expected, actual, spreads, strict=True):
+        finite = np.isfinite(mine) & np.isfinite(theirs)
+        same = finite | (mine == theirs) | (np.isnan(mine) & np.isnan(theirs))
+        lopsided += int(mine.size - same.sum())
+        infinite += not np.isfinite(mine).all()
+        here = mine[finite].astype(np.float64)
+        if not here.size:
+            continue
+        error = float(np.abs(theirs[finite].astype(np.float64) - here).max())
+        size = float(np.abs(here).max())
+        collapsed += spread < LEAST_SPREAD * size
+        scale = max(spread, LEAST_SPREAD * size)
+        max_abs = max(max_abs, error)
+        if error > 0.0:
+            max_rel = max(max_rel, error / scale if scale > 0.0 else math.inf)
+    if lopsided:
+        max_abs = max_rel = math.inf
+    notes = []
+    if infinite:
+        notes.append(
+            f"the original returns NaN or infinity on {infinite} of {len(expected)} inputs"
+        )
+    if collapsed:
+        notes.append(
+            f"it moves by less than {LEAST_SPREAD:.0%} of its size on {collapsed} of {len(expected)} inputs, "
+            "which makes them a weak test: give typical ones with --inputs"
+        )
+    return OutputComparison(
+        name=name,
+        dtype=str(expected[0].dtype),
+        max_abs_error=max_abs,
+        max_rel_error=max_rel,
+        tolerance=tolerance,
+        elements=sum(array.size for array in expected),
+        differing=lopsided,
+        verdict="equal" if max_rel <= tolerance else "differs",
+        note="; ".join(notes),
+    )
+
+
+def _compare_exactly(
+    name: str, expected: Sequence[Array], actual: Sequence[Array]
+) -> OutputComparison:
+    differing, share, max_abs = 0, 0.0, 0.0
+    for mine, theirs in zip(expected, actual, strict=True):
+        apart = mine != theirs
+        count = int(apart.sum())
+        if count:
+            differing += count
+            share = max(share, count / mine.size)
+            if mine.dtype.kind in "biu":
+                # Python's integers: differences of unsigned or 64-bit ones would wrap around.
+                pairs = zip(mine[apart].tolist(), theirs[apart].tolist(), strict=True)
+                max_abs = max(max_abs, *(float(abs(int(a) - int(b))) for a, b in pairs))
+            else:
+                max_abs = math.inf
+    return OutputComparison(
+        name=name,
+        dtype=str(expected[0].dtype),
+        max_abs_error=max_abs,
+        max_rel_error=share,
+        tolerance=0.0,
+        elements=sum(array.size for array in expected),
+        differing=differing,
+        verdict="differs" if differing else "equal",
+    )
+
+
+def _spreads(outputs: Sequence[Array]) -> list[float]:
+    """How far an output moves, for each input: its largest distance from the median output of its shape.
+
+    The median, and a figure for each input, because a single input with huge outputs must not excuse the errors of the
+    others. An output that is the only one of its shape is measured by the range of its own elements.
+    """
+    spreads = [0.0] * len(outputs)
+    groups: dict[tuple[int, ...], list[int]] = {}
+    for index, array in enumerate(outputs):
+        groups.setdefault(array.shape, []).append(index)
+    for shape, members in groups.items():
+        if 0 in shape:
+            continue
+        stack = np.stack([outputs[index] for index in members]).astype(np.float64)
+        stack[~np.isfinite(stack)] = 0.0
+        if len(members) == 1:
+            spreads[members[0]] = float(np.ptp(stack)) or float(np.abs(stack).max())
+            continue
+        middle = np.median(stack, axis=0)
+        for index, array in zip(members, stack, strict=True):
+            spreads[index] = float(np.abs(array - middle).max())
+    return spreads
+
+
+def _tolerance(dtype: np.dtype[Any], precision: str, asked: float | None) -> float:
+    if asked is not None:
+        return asked
+    return max(TOLERANCES[precision], TOLERANCES.get(dtype.name, 0.0))
+
+
+def _strain(row: OutputComparison) -> float:
+    return row.max_rel_error / row.tolerance if row.tolerance > 0.0 else row.max_rel_error
+
+
+def _shape(spec: TensorSpec) -> str:
+    return "[" + ", ".join("?" if size is None else str(size) for size in spec.shape) + "]"
+
+
+def _list(names: Iterable[str]) -> str:
+    return ", ".join(f"'{name}'" for name in names) or "none"
