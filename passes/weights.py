@@ -8,20 +8,26 @@ shape and the type together; nothing else in the project assigns `const_value`.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx_ir as ir
 
-from passes.analysis.compact import Array
 from passes.errors import PassError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from passes.analysis.compact import Array
 
 __all__ = [
     "constant",
     "copy_for",
     "is_constant",
+    "lift",
     "new_initializer",
     "parameter_count",
+    "rehome",
     "set_tensor",
     "size_bytes",
     "tensor",
@@ -99,12 +105,52 @@ def new_initializer(graph: ir.Graph, hint: str, array: Array) -> ir.Value:
 
     Its name is `hint`, with a number added where that is taken by a value of the graph or of one of its subgraphs.
     """
-    taken = value_names(graph)
-    names = itertools.chain([hint], (f"{hint}_{number}" for number in itertools.count(1)))
-    value = ir.Value(name=next(name for name in names if name and name not in taken))
+    value = ir.Value(name=free_name(graph, hint))
     fill(value, array)
     graph.register_initializer(value)
     return value
+
+
+def lift(node: ir.Node, graph: ir.Graph) -> ir.Value:
+    """Turn a numeric Constant node into an initializer of `graph`, and remove the node.
+
+    The data is shared, not read. The name stays, where no value of `graph` outside of the node has it.
+
+    Args:
+        node: a Constant node of `graph` or of a subgraph in it; its output is not an output of its graph.
+        graph: the main graph.
+
+    Raises:
+        PassError: the node is no such node.
+    """
+    found, old, owner = constant_tensor(node), node.outputs[0], node.graph
+    if found is None or owner is None or old.is_graph_output():
+        msg = f"Pass developer: '{node.name}' ({node.op_type}) cannot become an initializer"
+        raise PassError(msg)
+    name = old.name or "constant"
+    if owner is not graph:
+        name = free_name(graph, name)
+    value = ir.Value(
+        name=name,
+        shape=ir.Shape(found.shape.numpy()),
+        type=ir.TensorType(found.dtype),
+        const_value=found,
+    )
+    old.replace_all_uses_with(value)
+    owner.remove(node, safe=True)
+    graph.register_initializer(value)
+    return value
+
+
+def rehome(value: ir.Value, graph: ir.Graph) -> None:
+    """Move an initializer of a subgraph, which is no input of it, to the main graph, under a free name."""
+    owner, name = value.graph, value.name or "constant"
+    if owner is None or not value.is_initializer() or value.is_graph_input():
+        msg = f"Pass developer: '{name}' is not an initializer of a subgraph"
+        raise PassError(msg)
+    owner.initializers.pop(name)
+    value.name = free_name(graph, name)
+    graph.register_initializer(value)
 
 
 def copy_for(node: ir.Node, input_index: int, array: Array) -> ir.Value:
@@ -140,6 +186,13 @@ def fill(value: ir.Value, array: Array) -> None:
     value.shape = new.shape.copy()
     # Not `value.dtype = ...`: that writes into a type object which a clone of the model may share.
     value.type = ir.TensorType(new.dtype)
+
+
+def free_name(graph: ir.Graph, hint: str) -> str:
+    """`hint`, with a number added if a value of the graph or of one of its subgraphs has that name."""
+    taken = value_names(graph)
+    names = itertools.chain([hint], (f"{hint}_{number}" for number in itertools.count(1)))
+    return next(name for name in names if name and name not in taken)
 
 
 def value_names(graph: ir.Graph) -> set[str | None]:
