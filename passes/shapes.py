@@ -15,8 +15,8 @@ import contextlib
 import dataclasses
 import logging
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Final, TypeAlias
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Final, TypeAlias
 
 import numpy as np
 import onnx_ir as ir
@@ -24,8 +24,11 @@ from onnx_ir.passes.common import ShapeInferencePass
 
 from passes import weights
 from passes.analysis import integers
-from passes.analysis.compact import Array
+from passes.analysis.sizes import Shape, output_sizes
 from passes.errors import PassError
+
+if TYPE_CHECKING:
+    from passes.analysis.compact import Array
 
 __all__ = ["Sizes", "forget", "infer", "measure"]
 
@@ -49,27 +52,45 @@ WHOLE: Final = frozenset(
     )
 )
 
-Shape: TypeAlias = tuple[int, ...]
 Shapes: TypeAlias = dict[ir.Value, Shape]
-Contents: TypeAlias = Sequence[Array | None]
 StandIns: TypeAlias = Mapping[str, tuple[int, int]]
 """Kind of size -> (number for the first symbol of that kind, step to the next)."""
 
-FIRST: Final[tuple[StandIns, ...]] = (
-    {"batch": (5, 6), "space": (352, 192), "length": (44, 8)},
-    {"batch": (1, 0), "space": (352, 192), "length": (44, 8)},
-    {"batch": (1, 0), "space": (704, 384), "length": (14080, 2560)},
-    {"batch": (1, 0), "space": (448, 0), "length": (448, 0)},
+CHOICES: Final[tuple[tuple[StandIns, tuple[StandIns, ...]], ...]] = (
+    # The usual. The second set is small, so that a size cut off at a constant (the first 100 of
+    # a sequence) shows that it can vary; the third is for models that need more than that.
+    (
+        {"batch": (5, 6), "space": (352, 192), "length": (44, 8)},
+        (
+            {"batch": (2, 1), "space": (32, 32), "length": (8, 4)},
+            {"batch": (7, 6), "space": (416, 192), "length": (56, 8)},
+        ),
+    ),
+    # Lines of text, 48 high.
+    (
+        {"batch": (5, 6), "space": (48, 272), "length": (44, 8)},
+        ({"batch": (2, 1), "space": (48, 48), "length": (8, 4)},),
+    ),
+    # A batch of one is baked in.
+    (
+        {"batch": (1, 0), "space": (352, 192), "length": (44, 8)},
+        (
+            {"batch": (1, 0), "space": (32, 32), "length": (8, 4)},
+            {"batch": (1, 0), "space": (416, 192), "length": (56, 8)},
+        ),
+    ),
+    # Sampled sound, or more than five halvings.
+    (
+        {"batch": (1, 0), "space": (704, 384), "length": (14080, 2560)},
+        ({"batch": (1, 0), "space": (832, 384), "length": (16640, 2560)},),
+    ),
+    # Height and width have to be equal.
+    (
+        {"batch": (1, 0), "space": (448, 0), "length": (448, 0)},
+        ({"batch": (1, 0), "space": (576, 0), "length": (384, 0)},),
+    ),
 )
-"""Tried in this order: the usual; a baked-in batch; six halvings and sampled sound; all equal."""
-SECOND: Final[tuple[StandIns, ...]] = (
-    # Small, so that a size cut off at a constant (the first 100 of a sequence) shows that it can vary.
-    {"batch": (2, 1), "space": (32, 32), "length": (8, 4)},
-    {"batch": (7, 6), "space": (416, 192), "length": (56, 8)},
-    {"batch": (1, 0), "space": (416, 192), "length": (56, 8)},
-    {"batch": (1, 0), "space": (832, 384), "length": (16640, 2560)},
-    {"batch": (1, 0), "space": (576, 0), "length": (384, 0)},
-)
+"""Stand-ins in the order in which they are tried, each with those that tell what depends on them."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,8 +118,10 @@ def measure(model: ir.Model) -> Sizes:
         PassError: ONNX's shape inference refuses the model.
     """
     bench = Bench(model)
-    shapes = bench.best(FIRST, wanted=None)
-    others = shapes if not bench.open_sizes else bench.best(SECOND, wanted=set(shapes))
+    chosen, shapes = bench.best([first for first, _ in CHOICES], wanted=None)
+    others = shapes
+    if bench.open_sizes:
+        _, others = bench.best(CHOICES[chosen][1], wanted=set(shapes))
     shape: dict[ir.Value, Shape] = {}
     symbolic: dict[ir.Value, tuple[bool, ...]] = {}
     for value in main_values(model.graph):
@@ -109,7 +132,7 @@ def measure(model: ir.Model) -> Sizes:
         again = others.get(name)
         if again is None or len(again) != len(shapes[name]):
             # Not measurable with the second set: nothing says that it is fixed.
-            symbolic[value] = (bench.open_sizes > 0,) * len(shapes[name])
+            symbolic[value] = (True,) * len(shapes[name])
         else:
             free = bench.axes.get(name, {})
             pairs = zip(shapes[name], again, strict=True)
@@ -224,45 +247,54 @@ class Bench:
         """Name the open sizes of one input."""
         name = value.name or ""
         for axis, size in enumerate(shape):
-            if isinstance(size, int):
+            if not is_open(size):
                 continue
             channels = read_channels(value) if axis == 1 else None
             if channels is not None:
                 self.fixed[name, axis] = channels  # the weight that reads it leaves no choice
                 continue
             kind = "batch" if axis == 0 else "space" if len(shape) >= 4 else "length"
-            symbol = size.value or f"{name}:{axis}"
+            symbol = symbol_of(size, f"{name}:{axis}")
             taken = sum(known == kind for known, _ in self.symbols.values())
             self.axes.setdefault(name, {})[axis] = self.symbols.setdefault(
                 symbol, (kind, taken)
             )
 
-    def best(self, choices: Sequence[StandIns], wanted: set[str] | None) -> dict[str, Shape]:
-        """Shapes by name under the first choice that settles everything, else under the one that settles most.
+    def best(
+        self, choices: Sequence[StandIns], wanted: set[str] | None
+    ) -> tuple[int, dict[str, Shape]]:
+        """The first choice that settles everything, else the one that settles most.
 
         Args:
             choices: stand-ins to try.
             wanted: names that must be settled; None: all that sizes of inputs can settle.
 
+        Returns:
+            its position, and shapes by name.
+
         Raises:
             PassError: inference refuses the model under every choice.
         """
         best: Shapes = {}
+        chosen = 0
         failure = PassError("shape inference finds nothing. Is the graph empty?")
-        for standing in dict.fromkeys(self.standing(choice) for choice in choices):
+        standings = [self.standing(choice) for choice in choices]
+        for position, standing in enumerate(standings):
+            if standing in standings[:position]:
+                continue
             try:
-                found = self.settle(standing)
+                found = self.settle(dict(standing))
             except PassError as error:
                 failure = error
                 continue
             if len(found) > len(best):
-                best = found
+                best, chosen = found, position
             names = {value.name for value in found}
             if not self.contradicts(found) if wanted is None else wanted <= names:
                 break
         if not best:
             raise failure
-        return {value.name or "": shape for value, shape in best.items()}
+        return chosen, {value.name or "": shape for value, shape in best.items()}
 
     def standing(self, choice: StandIns) -> tuple[tuple[str, int], ...]:
         """The number for each symbol under `choice`."""
@@ -271,13 +303,12 @@ class Bench:
             for symbol, (kind, number) in self.symbols.items()
         )
 
-    def settle(self, standing: tuple[tuple[str, int], ...]) -> Shapes:
-        """Shapes of the copy's values when the open sizes are those numbers.
+    def settle(self, numbers: Mapping[str, int]) -> Shapes:
+        """Shapes of the copy's values when the open sizes are those `numbers`.
 
         Raises:
             PassError: inference refuses the model.
         """
-        numbers = dict(standing)
         forget(self.model)
         for value in self.graph.outputs:
             if value.producer() is not None:
@@ -297,7 +328,7 @@ class Bench:
             compute(self.graph, known, {})
             for value in known.keys() - before:
                 value.shape = ir.Shape(known[value])
-            if len(known) == len(before):
+            if len(known) == len(before) or not self.contradicts(known):
                 return known
 
     def replaced(
@@ -307,9 +338,9 @@ class Bench:
         name = value.name or ""
         return ir.Shape(
             [
-                size
-                if isinstance(size, int)
-                else self.fixed.get((name, axis), numbers.get(size.value or f"{name}:{axis}"))
+                self.fixed.get((name, axis), numbers.get(symbol_of(size, f"{name}:{axis}")))
+                if is_open(size)
+                else size
                 for axis, size in enumerate(shape)
             ]
         )
@@ -323,6 +354,17 @@ class Bench:
             and any(value.name and value not in known for value in node.outputs)
             for node in self.graph
         )
+
+
+def is_open(size: int | ir.SymbolicDim) -> bool:
+    """Whether a declared size is no number; some exporters write -1."""
+    return not isinstance(size, int) or size < 0
+
+
+def symbol_of(size: int | ir.SymbolicDim, otherwise: str) -> str:
+    """The name that a size goes by; `?` is what some exporters call every size they do not know."""
+    name = None if isinstance(size, int) else size.value
+    return otherwise if name in {None, "", "?"} else str(name)
 
 
 def read_channels(value: ir.Value) -> int | None:
@@ -409,7 +451,7 @@ def compute(
         if any(value.name and value not in shape for value in outputs):
             known = [None if value is None else shape.get(value) for value in node.inputs]
             data = [contents(value, found) for value in node.inputs]
-            for value, sizes in zip(outputs, sizes_of(node, known, data), strict=False):
+            for value, sizes in zip(outputs, output_sizes(node, known, data), strict=False):
                 shape.setdefault(value, sizes)
     none = {value: np.zeros(array.shape, dtype=bool) for value, array in found.items()}
     return found, {**none, **flags}
@@ -474,117 +516,3 @@ def shape_read(
         node.attributes.get_int("start", 0), node.attributes.get_int("end", len(sizes))
     )
     return np.asarray(sizes[part], dtype=np.int64), np.asarray(free[part], dtype=bool)
-
-
-def sizes_of(
-    node: ir.Node, shapes: Sequence[Shape | None], data: Sequence[Array | None]
-) -> list[Shape]:
-    """Output shapes that hang on the contents of inputs, where ONNX's inference does not see these."""
-    first = shapes[0] if shapes else None
-    rule = SIZE_RULES.get(node.op_type)
-    if first is None or rule is None:
-        return []
-    try:
-        return rule(node, first, data)
-    except (ValueError, IndexError, ZeroDivisionError):
-        return []  # they do not fit together
-
-
-def reshape_sizes(node: ir.Node, first: Shape, data: Contents) -> list[Shape]:
-    """0 keeps a size unless `allowzero`; -1 is what remains."""
-    wanted = list(integers.whole(data, 1))
-    if not node.attributes.get_int("allowzero", 0):
-        wanted = [first[axis] if size == 0 else size for axis, size in enumerate(wanted)]
-    if -1 in wanted:
-        rest = math.prod(size for size in wanted if size != -1)
-        wanted[wanted.index(-1)] = math.prod(first) // rest
-    if math.prod(wanted) != math.prod(first):
-        raise ValueError(wanted)
-    return [tuple(wanted)]
-
-
-def expand_sizes(_: ir.Node, first: Shape, data: Contents) -> list[Shape]:
-    """Broadcast with the target."""
-    return [np.broadcast_shapes(first, integers.whole(data, 1))]
-
-
-def tile_sizes(_: ir.Node, first: Shape, data: Contents) -> list[Shape]:
-    """Times the repeats."""
-    return [tuple(a * b for a, b in zip(first, integers.whole(data, 1), strict=True))]
-
-
-def slice_sizes(node: ir.Node, first: Shape, data: Contents) -> list[Shape]:
-    """A view of no memory is sliced as the data would be."""
-    stand_in = np.broadcast_to(np.zeros((), dtype=bool), first)
-    return [integers.slice_(node, [stand_in, *data[1:]]).shape]
-
-
-def pad_sizes(node: ir.Node, first: Shape, data: Contents) -> list[Shape]:
-    """All starts, then all ends; from opset 18 on for the given axes only."""
-    pads = integers.ints(node, data, 1, "pads") or []
-    axes = [
-        axis % len(first) for axis in integers.ints(node, data, 3, "axes") or range(len(first))
-    ]
-    sizes = list(first)
-    for axis, before, after in zip(axes, pads[: len(axes)], pads[len(axes) :], strict=True):
-        sizes[axis] += before + after
-    return [tuple(sizes)]
-
-
-def resize_sizes(node: ir.Node, first: Shape, data: Contents) -> list[Shape]:
-    """From sizes, or scales rounded down; Upsample and the first Resize have scales as second input."""
-    if node.attributes.get_string("keep_aspect_ratio_policy", "stretch") != "stretch":
-        return []
-    axes = node.attributes.get_ints("axes") or range(len(first))
-    scales = data[1] if len(data) == 2 else data[2]
-    sizes = list(first)
-    if len(data) > 3 and data[3] is not None:
-        new: Sequence[int] = integers.whole(data, 3)
-    elif scales is not None and scales.size:
-        ratios = zip(axes, scales.reshape(-1), strict=True)
-        new = [math.floor(first[axis] * float(ratio)) for axis, ratio in ratios]
-    else:
-        return []
-    for axis, size in zip(axes, new, strict=True):
-        sizes[axis] = size
-    return [tuple(sizes)]
-
-
-def constant_sizes(_node: ir.Node, _first: Shape, data: Contents) -> list[Shape]:
-    """What the input says."""
-    return [integers.whole(data, 0)]
-
-
-def range_sizes(node: ir.Node, _first: Shape, data: Contents) -> list[Shape]:
-    """The number of steps."""
-    return (
-        [] if any(item is None for item in data) else [(integers.evaluated_size(node, data),)]
-    )
-
-
-def split_sizes(node: ir.Node, first: Shape, data: Contents) -> list[Shape]:
-    """By sizes, as the data would be."""
-    stand_in = np.broadcast_to(np.zeros((), dtype=bool), first)
-    return [part.shape for part in integers.split(node, [stand_in, *data[1:]])]
-
-
-def top_k_sizes(node: ir.Node, first: Shape, data: Contents) -> list[Shape]:
-    """Two outputs of the same size."""
-    sizes = list(first)
-    sizes[node.attributes.get_int("axis", -1)] = integers.whole(data, 1)[0]
-    return [tuple(sizes)] * 2
-
-
-SIZE_RULES: Final[Mapping[str, Callable[[ir.Node, Shape, Contents], list[Shape]]]] = {
-    "ConstantOfShape": constant_sizes,
-    "Expand": expand_sizes,
-    "Pad": pad_sizes,
-    "Range": range_sizes,
-    "Reshape": reshape_sizes,
-    "Resize": resize_sizes,
-    "Slice": slice_sizes,
-    "Split": split_sizes,
-    "Tile": tile_sizes,
-    "TopK": top_k_sizes,
-    "Upsample": resize_sizes,
-}

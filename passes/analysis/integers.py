@@ -271,10 +271,10 @@ def reduce_(function: Callable[..., Array]) -> Callable[[ir.Node, Inputs], Array
 
     def rule(node: ir.Node, inputs: Inputs) -> Array:
         data, axes = given(inputs, 0), ints(node, inputs, 1, "axes")
-        if not axes and node.attributes.get_int("noop_with_empty_axes", 0):
+        if not axes and node.attributes.get_int("noop_with_empty_axes", 0) == 1:
             return data
-        keep: int = node.attributes.get_int("keepdims", True)
-        found = function(data, axis=tuple(axes) if axes else None, keepdims=bool(keep))
+        keep = node.attributes.get_int("keepdims", 1) == 1
+        found = function(data, axis=tuple(axes) if axes else None, keepdims=keep)
         return np.asarray(found, dtype=data.dtype)
 
     return rule
