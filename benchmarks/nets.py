@@ -20,11 +20,13 @@ from __future__ import annotations
 import dataclasses
 import math
 import zlib
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
 import onnx_ir as ir
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping
 
 __all__ = [
     "NAMES",
@@ -259,7 +261,7 @@ class _Builder:
         name: str,
         inputs: list[ir.Value],
         shape: Iterable[int],
-        **attributes: object,
+        **attributes: float | list[int],
     ) -> ir.Value:
         """Append a node and give back its one output, of `shape`."""
         output = self.typed(f"{name}.out", shape)
