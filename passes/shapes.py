@@ -57,8 +57,7 @@ StandIns: TypeAlias = Mapping[str, tuple[int, int]]
 """Kind of size -> (number for the first symbol of that kind, step to the next)."""
 
 CHOICES: Final[tuple[tuple[StandIns, tuple[StandIns, ...]], ...]] = (
-    # The usual. The second set is small, so that a size cut off at a constant (the first 100 of
-    # a sequence) shows that it can vary; the third is for models that need more than that.
+    # The usual.
     (
         {"batch": (5, 6), "space": (352, 192), "length": (44, 8)},
         (
@@ -69,12 +68,16 @@ CHOICES: Final[tuple[tuple[StandIns, tuple[StandIns, ...]], ...]] = (
     # Lines of text, 48 high.
     (
         {"batch": (5, 6), "space": (48, 272), "length": (44, 8)},
-        ({"batch": (2, 1), "space": (48, 48), "length": (8, 4)},),
+        (
+            {"batch": (2, 1), "space": (32, 32), "length": (8, 4)},
+            {"batch": (2, 1), "space": (48, 48), "length": (8, 4)},
+        ),
     ),
     # A batch of one is baked in.
     (
         {"batch": (1, 0), "space": (352, 192), "length": (44, 8)},
         (
+            {"batch": (2, 1), "space": (32, 32), "length": (8, 4)},
             {"batch": (1, 0), "space": (32, 32), "length": (8, 4)},
             {"batch": (1, 0), "space": (416, 192), "length": (56, 8)},
         ),
@@ -82,15 +85,26 @@ CHOICES: Final[tuple[tuple[StandIns, tuple[StandIns, ...]], ...]] = (
     # Sampled sound, or more than five halvings.
     (
         {"batch": (1, 0), "space": (704, 384), "length": (14080, 2560)},
-        ({"batch": (1, 0), "space": (832, 384), "length": (16640, 2560)},),
+        (
+            {"batch": (2, 1), "space": (832, 384), "length": (16640, 2560)},
+            {"batch": (1, 0), "space": (832, 384), "length": (16640, 2560)},
+        ),
     ),
     # Height and width have to be equal.
     (
         {"batch": (1, 0), "space": (448, 0), "length": (448, 0)},
-        ({"batch": (1, 0), "space": (576, 0), "length": (384, 0)},),
+        (
+            {"batch": (2, 1), "space": (576, 0), "length": (384, 0)},
+            {"batch": (1, 0), "space": (576, 0), "length": (384, 0)},
+        ),
     ),
 )
-"""Stand-ins in the order in which they are tried, each with those that tell what depends on them."""
+"""Stand-ins in the order in which they are tried, each with those that tell what depends on them.
+
+Of the latter the first that settles the model counts. They begin with sets that change every size, since what stays
+equal is taken as fixed, and with small ones, since these show that a size cut off at a constant (the first 100 of a
+sequence) can vary.
+"""
 
 
 @dataclasses.dataclass(frozen=True)

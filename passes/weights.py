@@ -16,13 +16,14 @@ import onnx_ir as ir
 from passes.errors import PassError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from passes.analysis.compact import Array
 
 __all__ = [
     "constant",
     "copy_for",
+    "fold",
     "is_constant",
     "lift",
     "new_initializer",
@@ -140,6 +141,34 @@ def lift(node: ir.Node, graph: ir.Graph) -> ir.Value:
     owner.remove(node, safe=True)
     graph.register_initializer(value)
     return value
+
+
+def fold(node: ir.Node, arrays: Sequence[Array]) -> None:
+    """Put initializers, of the same names, in the place of a node's used outputs, and remove the node.
+
+    Args:
+        node: a node of a main graph; none of its outputs is an output of the graph.
+        arrays: what it computes, one array an output.
+
+    Raises:
+        PassError: the node cannot be replaced.
+    """
+    graph = node.graph
+    if not isinstance(graph, ir.Graph) or any(
+        value.is_graph_output() for value in node.outputs
+    ):
+        msg = f"Pass developer: '{node.name}' ({node.op_type}) cannot become an initializer"
+        raise PassError(msg)
+    kept = []
+    for old, array in zip(node.outputs, arrays, strict=True):
+        if old.uses():
+            value = ir.Value(name=old.name)
+            fill(value, np.ascontiguousarray(array).reshape(array.shape))
+            old.replace_all_uses_with(value)
+            kept.append(value)
+    graph.remove(node, safe=True)
+    for value in kept:
+        graph.register_initializer(value)
 
 
 def rehome(value: ir.Value, graph: ir.Graph) -> None:
