@@ -19,7 +19,15 @@ if TYPE_CHECKING:
     import onnx
     import onnx_ir as ir
 
-__all__ = ["MAX_IR_VERSION", "Source", "load", "save", "saved_bytes"]
+__all__ = [
+    "MAX_IR_VERSION",
+    "Source",
+    "content_hash",
+    "data_file",
+    "load",
+    "save",
+    "saved_bytes",
+]
 
 MAX_IR_VERSION = 13
 """The newest IR version that ONNX Runtime 1.31 reads; newer `onnx` packages write newer ones by default."""
@@ -85,13 +93,15 @@ def load(path: Path) -> Source:
     data_files = _check_data_files(proto, path)
     try:
         model = ir.serde.deserialize_model(proto)
-    except Exception as error:  # onnx_ir raises many kinds, all of them about the file's content
+    except (
+        Exception
+    ) as error:  # onnx_ir raises many kinds, all of them about the file's content
         msg = f"'{path}' is damaged: {error}. Check it with onnx.checker, or export it again."
         raise UnsupportedModel(msg) from error
     ir.external_data.set_base_dir(model.graph, str(path.parent))
     for function in model.functions.values():
         ir.external_data.set_base_dir(function.graph, str(path.parent))
-    return Source(model, path, data_files, _content_hash(path, data_files))
+    return Source(model, path, data_files, content_hash(path, data_files))
 
 
 def save(model: ir.Model, path: Path, *, external: bool, sources: Sequence[Path] = ()) -> None:
@@ -111,7 +121,7 @@ def save(model: ir.Model, path: Path, *, external: bool, sources: Sequence[Path]
     """
     import onnx_ir as ir
 
-    data = path.with_name(path.name + ".data")
+    data = data_file(path)
     taken = {file.resolve() for file in sources} & {path.resolve(), data.resolve()}
     if taken:
         msg = f"cannot write '{path}': the model was read from {taken.pop()}. Choose another place."
@@ -128,9 +138,14 @@ def save(model: ir.Model, path: Path, *, external: bool, sources: Sequence[Path]
         model.ir_version = before
 
 
+def data_file(path: Path) -> Path:
+    """Where `save` puts the weights of a model that does not hold them itself."""
+    return path.with_name(path.name + ".data")
+
+
 def saved_bytes(path: Path) -> int:
     """Bytes on disk of a model that `save` wrote, its data file included."""
-    data = path.with_name(path.name + ".data")
+    data = data_file(path)
     return path.stat().st_size + (data.stat().st_size if data.exists() else 0)
 
 
@@ -152,7 +167,9 @@ def _parse(path: Path) -> onnx.ModelProto:
         raise UnsupportedModel(msg) from error
     # Almost any bytes can be read as *some* protobuf; a model has a graph and says which operators it uses.
     if not proto.HasField("graph") or not proto.ir_version or not proto.opset_import:
-        msg = f"'{path}' is not an ONNX model: it has no graph, no IR version or no operator set."
+        msg = (
+            f"'{path}' is not an ONNX model: it has no graph, no IR version or no operator set."
+        )
         raise UnsupportedModel(msg)
     return proto
 
@@ -254,12 +271,15 @@ def _tensors(proto: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
             yield from attribute.tensors
 
 
-def _content_hash(path: Path, data_files: Sequence[Path]) -> str:
+def content_hash(path: Path, data_files: Sequence[Path]) -> str:
+    """The hash that `Source.sha256` describes."""
     first = _file_hash(path)
     if not data_files:
         return first
     lines = [f"{first}  {path.name}"]
-    lines += [f"{_file_hash(file)}  {file.relative_to(path.parent).as_posix()}" for file in data_files]
+    lines += [
+        f"{_file_hash(file)}  {file.relative_to(path.parent).as_posix()}" for file in data_files
+    ]
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 

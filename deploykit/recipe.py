@@ -41,7 +41,7 @@ class Recipe:
         keep: nodes or tensors whose channels stay.
         shape: sizes of inputs with dynamic axes, by input.
         masks: an .npz file with a mask for weights, by weight.
-        inputs: an .npz file with real inputs to validate and measure with.
+        inputs: .npz files, each with one set of real inputs to validate and measure with.
     """
 
     passes: tuple[str, ...] | None = None
@@ -54,7 +54,7 @@ class Recipe:
     keep: tuple[str, ...] = ()
     shape: Mapping[str, tuple[int, ...]] = dataclasses.field(default_factory=dict)
     masks: str | None = None
-    inputs: str | None = None
+    inputs: tuple[str, ...] = ()
 
     @property
     def pass_names(self) -> tuple[str, ...]:
@@ -67,8 +67,9 @@ class Recipe:
         Raises:
             UsageError: a pass, an option, a target, a runtime or a number that there is not.
         """
-        from deploykit.runtimes import RUNTIMES
         from passes.targets import TARGETS
+
+        from deploykit.runtimes import RUNTIMES
 
         for name in self.pass_names:
             registry.find(name)
@@ -89,7 +90,10 @@ class Recipe:
             msg = f"the tolerance must be above 0, not {self.tolerance}."
             raise UsageError(msg)
         options = {
-            name: {option: registry.parse_setting(name, option, value) for option, value in given.items()}
+            name: {
+                option: registry.parse_setting(name, option, value)
+                for option, value in given.items()
+            }
             for name, given in self.options.items()
         }
         return dataclasses.replace(self, options=options)
@@ -120,14 +124,18 @@ def read(path: Path) -> Recipe:
         msg = f"the recipe '{path}' sets {stray}, which there is not. There are: {', '.join(sorted(known))}."
         raise UsageError(msg)
     options = document.get("options", {})
-    if not isinstance(options, dict) or not all(isinstance(given, dict) for given in options.values()):
+    if not isinstance(options, dict) or not all(
+        isinstance(given, dict) for given in options.values()
+    ):
         msg = f"the recipe '{path}': 'options' holds a table for each pass, as [options.NAME]."
         raise UsageError(msg)
     # Files are named relative to the recipe, so that a folder can be moved.
-    for key in ("masks", "inputs"):
-        if isinstance(settings.get(key), str):
-            settings[key] = str(path.parent / settings[key])
-    return Recipe(options=options, **{key: _typed(path, key, value) for key, value in settings.items()})
+    values = {key: _typed(path, key, value) for key, value in settings.items()}
+    if "masks" in values:
+        values["masks"] = str(path.parent / values["masks"])
+    if "inputs" in values:
+        values["inputs"] = tuple(str(path.parent / file) for file in values["inputs"])
+    return Recipe(options=options, **values)
 
 
 def merge(base: Recipe, options: Mapping[str, Mapping[str, object]], **given: Any) -> Recipe:  # noqa: ANN401 - fields
@@ -158,25 +166,36 @@ def parse_shape(text: str) -> tuple[str, tuple[int, ...]]:
 
 def to_toml(recipe: Recipe) -> str:
     """The recipe as a file that `read` reads."""
-    lines = ["# What was done here; `deploykit optimize MODEL -o OUT --recipe recipe.toml` repeats it.", "[optimize]"]
+    lines = [
+        "# What was done here; `deploykit optimize MODEL -o OUT --recipe recipe.toml` repeats it.",
+        "[optimize]",
+    ]
     for field in dataclasses.fields(recipe):
         value = getattr(recipe, field.name)
         if field.name == "passes":
             value = recipe.pass_names
-        if field.name == "options" or value is None or (value in ((), {}) and field.name != "passes"):
+        if (
+            field.name == "options"
+            or value is None
+            or (value in ((), {}) and field.name != "passes")
+        ):
             continue
         lines.append(f"{field.name} = {_toml(value)}")
     for name, values in recipe.options.items():
         lines += ["", f"[options.{_key(name)}]"]
-        lines += [f"{_key(option)} = {_toml(value)}" for option, value in values.items() if value is not None]
+        lines += [
+            f"{_key(option)} = {_toml(value)}"
+            for option, value in values.items()
+            if value is not None
+        ]
     return "\n".join(lines) + "\n"
 
 
-def _typed(path: Path, key: str, value: object) -> object:
+def _typed(path: Path, key: str, value: object) -> Any:  # noqa: ANN401 - of the type of that field
     strings = isinstance(value, list) and all(isinstance(part, str) for part in value)
     number = isinstance(value, int | float) and not isinstance(value, bool)
     match key:
-        case "passes" | "keep" if strings:
+        case "passes" | "keep" | "inputs" if strings:
             return tuple(value)  # type: ignore[arg-type]  # checked one line above
         case "profile" if isinstance(value, bool):
             return value
@@ -186,10 +205,13 @@ def _typed(path: Path, key: str, value: object) -> object:
             return float(value)  # type: ignore[arg-type]  # checked above
         case "shape" if isinstance(value, dict):
             try:
-                return {str(name): tuple(int(size) for size in sizes) for name, sizes in value.items()}
+                return {
+                    str(name): tuple(int(size) for size in sizes)
+                    for name, sizes in value.items()
+                }
             except (TypeError, ValueError):
                 pass
-        case "target" | "runtime" | "masks" | "inputs" if isinstance(value, str):
+        case "target" | "runtime" | "masks" if isinstance(value, str):
             return value
     msg = f"the recipe '{path}': '{key}' cannot be {value!r}."
     raise UsageError(msg)
@@ -199,7 +221,11 @@ def _toml(value: object) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, Mapping):
-        return "{ " + ", ".join(f"{_key(str(key))} = {_toml(part)}" for key, part in value.items()) + " }"
+        return (
+            "{ "
+            + ", ".join(f"{_key(str(key))} = {_toml(part)}" for key, part in value.items())
+            + " }"
+        )
     if isinstance(value, tuple | list):
         return "[" + ", ".join(_toml(part) for part in value) + "]"
     if isinstance(value, int | float):

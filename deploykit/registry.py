@@ -19,7 +19,18 @@ from deploykit.errors import UsageError
 if TYPE_CHECKING:
     from passes.base import Pass
 
-__all__ = ["ENTRY_POINTS", "Entry", "OptionInfo", "all_passes", "default_names", "find", "parse_setting"]
+__all__ = [
+    "ENTRY_POINTS",
+    "Entry",
+    "OptionInfo",
+    "accepts",
+    "all_passes",
+    "default_names",
+    "defaults",
+    "find",
+    "parse_setting",
+    "required",
+]
 
 ENTRY_POINTS = "deploykit.passes"
 
@@ -92,7 +103,9 @@ def all_passes() -> dict[str, Entry]:
     from passes.base import Pass
 
     found = {kind.name: Entry(kind, "deploykit") for kind in passes.BUILTIN}
-    for point in sorted(importlib.metadata.entry_points(group=ENTRY_POINTS), key=lambda point: point.name):
+    for point in sorted(
+        importlib.metadata.entry_points(group=ENTRY_POINTS), key=lambda point: point.name
+    ):
         origin = point.dist.name if point.dist else point.value
         try:
             kind = point.load()
@@ -138,8 +151,19 @@ def accepts(kind: type[Pass], option: str) -> bool:
 def required(kind: type[Pass]) -> tuple[str, ...]:
     """Options of a pass that have no default."""
     return tuple(
-        name for name, parameter in _parameters(kind).items() if parameter.default is parameter.empty
+        name
+        for name, parameter in _parameters(kind).items()
+        if parameter.default is parameter.empty
     )
+
+
+def defaults(kind: type[Pass]) -> dict[str, object]:
+    """Defaults of the options of a pass that have one."""
+    return {
+        name: parameter.default
+        for name, parameter in _parameters(kind).items()
+        if parameter.default is not parameter.empty
+    }
 
 
 def parse_setting(name: str, option: str, value: object) -> object:
@@ -277,7 +301,9 @@ def _described_arguments(kind: type[Pass]) -> dict[str, str]:
             inside = True
         elif inside and line and not line.startswith(" "):
             break
-        elif inside and line.startswith("    ") and not line.startswith("     ") and ":" in line:
+        elif (
+            inside and line.startswith("    ") and not line.startswith("     ") and ":" in line
+        ):
             name, text = line.strip().split(":", 1)
             name = name.split(" ", 1)[0]
             found[name] = text.strip()

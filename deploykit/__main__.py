@@ -1,0 +1,7 @@
+"""`python -m deploykit`."""
+
+from __future__ import annotations
+
+from deploykit.cli import main
+
+main(prog_name="deploykit")

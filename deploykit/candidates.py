@@ -1,0 +1,268 @@
+"""Makes the forms of a model that are worth comparing: every step of a recipe, in every variant that may pay.
+
+The plain form comes first: every step as it is by default, and steps that only add structure left out.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, TypeAlias
+
+from deploykit import registry
+from deploykit.choice import Form
+from deploykit.errors import PassFailed, UsageError
+from deploykit.instruments import Timing
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+    from passes.targets import Target
+
+    from deploykit.instruments import Instrument
+    from deploykit.recipe import Recipe
+    from passes.base import Pass, PassReport
+
+logger = logging.getLogger(__name__)
+
+__all__ = ["PLAIN", "Made", "Step", "Unmade", "left_out", "make", "plan_steps", "run_steps"]
+
+PLAIN = "as is"
+"""Name of the form with nothing added."""
+
+Options: TypeAlias = Mapping[str, object]
+
+
+@dataclasses.dataclass(frozen=True)
+class Step:
+    """One pass of a recipe.
+
+    Attributes:
+        kind: the pass.
+        options: what it is always given.
+        variants: further sets of options whose worth only a measurement tells; each adds structure.
+        is_optional: whether the plain form goes without it.
+    """
+
+    kind: type[Pass]
+    options: Options
+    variants: tuple[Options, ...] = ()
+    is_optional: bool = False
+
+    @property
+    def name(self) -> str:
+        """The pass's name."""
+        return self.kind.name
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Made:
+    """A form of the model.
+
+    Attributes:
+        form: its name, and what it adds.
+        steps: the steps that made it, each with the options it had.
+        reports: what they reported.
+        seconds: what each of them took, by pass.
+        model: the model; nobody else's.
+    """
+
+    form: Form
+    steps: tuple[Step, ...]
+    reports: tuple[PassReport, ...]
+    seconds: Mapping[str, float]
+    model: ir.Model
+
+
+@dataclasses.dataclass(frozen=True)
+class Unmade:
+    """A form that could not be made: its name and why."""
+
+    form: Form
+    reason: str
+
+
+@dataclasses.dataclass(frozen=True)
+class _Trail:
+    """What happened on the way to a form."""
+
+    steps: tuple[Step, ...] = ()
+    reports: tuple[PassReport, ...] = ()
+    seconds: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    added: tuple[tuple[str, Options], ...] = ()
+
+    @property
+    def form(self) -> Form:
+        """Its name and what it adds."""
+        words = [
+            " ".join([name, *(f"{option}={value}" for option, value in options.items())])
+            for name, options in self.added
+        ]
+        return Form(" + ".join(words) or PLAIN, frozenset(name for name, _ in self.added))
+
+
+def plan_steps(recipe: Recipe, target: Target) -> tuple[Step, ...]:
+    """The steps of a checked recipe.
+
+    Options that the recipe sets are not varied. A pass with an option that it cannot do without has no plain form, so
+    it is optional until the recipe sets that option.
+    """
+    steps = []
+    for name in recipe.pass_names:
+        kind = registry.find(name).kind
+        fixed = dict(recipe.options.get(name, {}))
+        open_options = [option for option in registry.required(kind) if option not in fixed]
+        chosen: Options = {
+            **({"keep": recipe.keep} if recipe.keep and registry.accepts(kind, "keep") else {}),
+            **fixed,
+        }
+        steps.append(
+            Step(
+                kind,
+                chosen,
+                _open_variants(kind, target, fixed) if recipe.profile else (),
+                is_optional=bool(open_options) or (adds_structure(kind) and not fixed),
+            )
+        )
+    return tuple(steps)
+
+
+def adds_structure(kind: type[Pass]) -> bool:
+    """Whether a pass says that it only adds, so that nothing but a measurement can justify it."""
+    return bool(getattr(kind, "adds_structure", False))
+
+
+def left_out(steps: Sequence[Step]) -> tuple[str, ...]:
+    """Names of passes that do not run at all, because nothing is measured that could justify them."""
+    return tuple(step.name for step in steps if step.is_optional and not step.variants)
+
+
+def make(
+    model: ir.Model, steps: Sequence[Step], *, instruments: Sequence[Instrument] = ()
+) -> Iterator[Made | Unmade]:
+    """Make all forms, one at a time, the plain one first.
+
+    Variants that turn out to change nothing are left out.
+
+    Args:
+        model: the model; unchanged.
+        steps: what to do.
+        instruments: what watches the passes.
+
+    Raises:
+        PassFailed: a pass fails on the way to the plain form.
+    """
+    yield from _grow(model.clone(), tuple(steps), _Trail(), instruments)
+
+
+def run_steps(
+    model: ir.Model, steps: Sequence[Step], *, instruments: Sequence[Instrument] = ()
+) -> tuple[PassReport, ...]:
+    """Run steps on `model`, in place, without variants.
+
+    Raises:
+        PassFailed: a pass fails; the message names those that were done.
+    """
+    reports: list[PassReport] = []
+    for step in steps:
+        reports.append(_run(model, step, instruments, [report.name for report in reports]))
+    return tuple(reports)
+
+
+def _grow(
+    model: ir.Model, steps: tuple[Step, ...], trail: _Trail, instruments: Sequence[Instrument]
+) -> Iterator[Made | Unmade]:
+    """Carry out the first step in each of its variants, and grow the rest from each; `model` is used up."""
+    if not steps:
+        yield Made(trail.form, trail.steps, trail.reports, trail.seconds, model)
+        return
+    step, rest = steps[0], steps[1:]
+    # Variants start from the model before this step; without variants nobody needs it again.
+    start = model.clone() if step.variants else model
+    seen: list[PassReport] = []
+    if step.is_optional:
+        yield from _grow(model, rest, trail, instruments)
+    else:
+        after = _advance(model, step, trail, instruments)
+        seen.append(after.reports[-1])
+        yield from _grow(model, rest, after, instruments)
+    for options in step.variants:
+        varied = dataclasses.replace(step, options={**step.options, **options})
+        told = dataclasses.replace(trail, added=(*trail.added, (step.name, options)))
+        work = start.clone()
+        try:
+            after = _advance(work, varied, told, instruments)
+        except Exception as error:  # noqa: BLE001 - the plain form is still good; the report tells this one
+            yield Unmade(told.form, failure_text(error))
+            continue
+        report = after.reports[-1]
+        if report in seen or not report.modified:
+            continue
+        seen.append(report)
+        yield from _guarded(work, rest, after, instruments)
+
+
+def _guarded(
+    model: ir.Model, steps: tuple[Step, ...], trail: _Trail, instruments: Sequence[Instrument]
+) -> Iterator[Made | Unmade]:
+    """`_grow` for a form that nobody asked for: its failure is told, not raised."""
+    try:
+        yield from _grow(model, steps, trail, instruments)
+    except Exception as error:  # noqa: BLE001 - as above
+        yield Unmade(trail.form, failure_text(error))
+
+
+def failure_text(error: Exception) -> str:
+    """What to tell of a form that could not be made; anything but a refusal is a bug and says so."""
+    if isinstance(error, PassFailed):
+        return str(error)
+    logger.warning("a form of the model could not be made", exc_info=error)
+    return f"bug in deploykit: {type(error).__name__}: {error}"
+
+
+def _advance(
+    model: ir.Model, step: Step, trail: _Trail, instruments: Sequence[Instrument]
+) -> _Trail:
+    clock = Timing()
+    report = _run(model, step, (*instruments, clock), [done.name for done in trail.reports])
+    return dataclasses.replace(
+        trail,
+        steps=(*trail.steps, step),
+        reports=(*trail.reports, report),
+        seconds={**trail.seconds, **clock.seconds},
+    )
+
+
+def _run(
+    model: ir.Model, step: Step, instruments: Sequence[Instrument], done: Sequence[str]
+) -> PassReport:
+    from passes.errors import PassError
+
+    try:
+        rewrite = step.kind(**step.options)
+    except (TypeError, ValueError) as error:
+        msg = f"the pass '{step.name}' does not take the options {dict(step.options)}: {error}"
+        raise UsageError(msg) from error
+    try:
+        for instrument in instruments:
+            instrument.before(step.name, model)
+        report = rewrite(model)
+    except PassError as error:
+        raise PassFailed(step.name, str(error), done=done) from error
+    for instrument in instruments:
+        instrument.after(report, model)
+    return report
+
+
+def _open_variants(kind: type[Pass], target: Target, fixed: Options) -> tuple[Options, ...]:
+    """The variants that a pass proposes, without those that the recipe decides or that are the default anyway."""
+    defaults = registry.defaults(kind)
+    return tuple(
+        options
+        for options in kind.variants(target)
+        if not set(options) & set(fixed)
+        and any(
+            option not in defaults or defaults[option] != value
+            for option, value in options.items()
+        )
+    )

@@ -1,0 +1,102 @@
+"""The command line: one module a command, and no heavy import before a command runs.
+
+Results go to stdout, everything else to stderr. What a user can cause is told in a message and an exit code; only
+`-vv` adds a traceback.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import sys
+import traceback
+from typing import Any
+
+import click
+
+from deploykit import __version__
+from deploykit.errors import DeploykitError
+
+__all__ = ["main"]
+
+COMMANDS = ("optimize", "inspect", "passes")
+LIBRARIES = ("onnx", "onnx-ir", "onnxruntime", "numpy")
+BUG = 70
+INTERRUPTED = 130
+
+
+class Commands(click.Group):
+    """Commands that are imported when they are named, and errors as exit codes."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Their names, in the order of a user's work."""
+        del ctx
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Import a command."""
+        del ctx
+        if cmd_name not in COMMANDS:
+            return None
+        command: click.Command = importlib.import_module(f"deploykit.cli.{cmd_name}").command
+        return command
+
+    def invoke(self, ctx: click.Context) -> Any:  # noqa: ANN401 - click's signature
+        """Run a command; what goes wrong becomes a message on stderr and an exit code."""
+        ctx.obj = {"verbosity": 0}
+        try:
+            return super().invoke(ctx)
+        except (click.ClickException, click.exceptions.Exit, click.Abort):
+            raise
+        except DeploykitError as error:
+            _tell(ctx, str(error), error)
+            ctx.exit(error.exit_code)
+        except KeyboardInterrupt:
+            _tell(ctx, "interrupted; nothing was written", None)
+            ctx.exit(INTERRUPTED)
+        except BrokenPipeError:
+            # The reader of our output has gone; Python would complain once more while it closes stdout.
+            sys.stdout = None
+            ctx.exit(1)
+        except Exception as error:  # noqa: BLE001 - whatever is left is a bug of ours, and is told as one
+            message = f"{type(error).__name__}: {error}\nThis is a bug in deploykit. Run again with -vv for the traceback."
+            _tell(ctx, message, error)
+            ctx.exit(BUG)
+
+
+def _tell(ctx: click.Context, message: str, error: Exception | None) -> None:
+    if error is not None and ctx.obj["verbosity"] >= 2:
+        click.echo("".join(traceback.format_exception(error)), err=True, nl=False)
+    click.secho("Error: ", fg="red", err=True, nl=False)
+    click.echo(message, err=True)
+
+
+def _print_version(ctx: click.Context, parameter: click.Parameter, value: bool) -> None:
+    del parameter
+    if not value or ctx.resilient_parsing:
+        return
+    click.echo(f"deploykit {__version__}")
+    for name in LIBRARIES:
+        try:
+            click.echo(f"{name} {importlib.metadata.version(name)}")
+        except importlib.metadata.PackageNotFoundError:
+            click.echo(f"{name} is not installed")
+    ctx.exit()
+
+
+@click.group(
+    cls=Commands,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="Exit codes: 0 ok, 1 the answer is no, 2 usage, 3 the model is not supported, "
+    "4 a runtime or device is absent, 70 a bug in deploykit, 130 interrupted.",
+)
+@click.option(
+    "--version",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_print_version,
+    help="Print the versions of deploykit and its libraries.",
+)
+def main() -> None:
+    """Turn the zeros of a pruned network into speed, and prove it."""

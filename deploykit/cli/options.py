@@ -1,0 +1,161 @@
+"""Options that several commands share, and how they become a recipe."""
+
+from __future__ import annotations
+
+import logging
+import shlex
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from deploykit.errors import UsageError
+
+if TYPE_CHECKING:
+    from deploykit.recipe import Recipe
+
+__all__ = ["command_line", "model_options", "output_options", "read_recipe", "set_verbosity"]
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+def model_options(command: Command) -> Command:
+    """What is to be done to a model."""
+    file = click.Path(path_type=Path, dir_okay=False)
+    options = [
+        click.option(
+            "--passes",
+            metavar="A,B,C",
+            help="Run only these passes, in this order. [default: every exact one]",
+        ),
+        click.option(
+            "--set",
+            "settings",
+            multiple=True,
+            metavar="PASS.OPTION=VALUE",
+            help="Set an option of a pass.",
+        ),
+        click.option(
+            "--recipe",
+            type=file,
+            help="Read options from a recipe in TOML; those given here win.",
+        ),
+        click.option(
+            "--target",
+            metavar="NAME",
+            help="What the model is made for. [default: this machine]",
+        ),
+        click.option(
+            "--keep",
+            multiple=True,
+            metavar="NAME",
+            help="Leave the channels of this node or tensor alone.",
+        ),
+        click.option(
+            "--masks", type=file, help="Zero what these masks (.npz, by weight) drop, first."
+        ),
+        click.option(
+            "--shape",
+            multiple=True,
+            metavar="NAME:1x3x640x640",
+            help="Size of an input with dynamic axes.",
+        ),
+        click.option(
+            "--dump-dir",
+            type=click.Path(path_type=Path, file_okay=False),
+            help="Write the graph after each pass there, as text.",
+        ),
+    ]
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def output_options(command: Command) -> Command:
+    """How results and narration look."""
+    options = [
+        click.option(
+            "--json",
+            "as_json",
+            is_flag=True,
+            help="Print the report as JSON, in place of tables.",
+        ),
+        click.option(
+            "--log-file",
+            type=click.Path(path_type=Path, dir_okay=False),
+            help="Write a detailed log there.",
+        ),
+        click.option("-v", "--verbose", count=True, help="Tell more; twice: with tracebacks."),
+        click.option("-q", "--quiet", count=True, help="Tell less."),
+    ]
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def set_verbosity(ctx: click.Context, verbose: int, quiet: int, log_file: Path | None) -> int:
+    """Configure logging for a command, and return how much it should say: 0 is normal."""
+    verbosity = verbose - quiet
+    ctx.find_root().obj["verbosity"] = verbosity
+    level = {-1: logging.ERROR, 0: logging.WARNING, 1: logging.INFO}.get(
+        max(verbosity, -1), logging.DEBUG
+    )
+    logger = logging.getLogger("deploykit")
+    handlers: list[logging.Handler] = [logging.StreamHandler(sys.stderr)]
+    handlers[0].setLevel(level)
+    if log_file is not None:
+        try:
+            handlers.append(logging.FileHandler(log_file, encoding="utf-8"))
+        except OSError as error:
+            msg = f"cannot write the log file '{log_file}': {error.strerror}."
+            raise UsageError(msg) from error
+    for name in ("deploykit", "passes"):
+        logger = logging.getLogger(name)
+        logger.setLevel(logging.DEBUG)
+        logger.handlers[:] = handlers
+    return verbosity
+
+
+def read_recipe(
+    recipe: Path | None, settings: tuple[str, ...], shape: tuple[str, ...], **given: Any  # noqa: ANN401 - options of several types
+) -> Recipe:
+    """The recipe that a command line asks for.
+
+    Args:
+        recipe: a recipe file, or None.
+        settings: `PASS.OPTION=VALUE` each.
+        shape: `NAME:1x3x640x640` each.
+        given: other fields of the recipe; None or () is not given.
+
+    Raises:
+        UsageError: something has another form.
+    """
+    from deploykit import recipe as recipes
+
+    base = recipes.Recipe() if recipe is None else recipes.read(recipe)
+    options: dict[str, dict[str, object]] = {}
+    for setting in settings:
+        target, equals, value = setting.partition("=")
+        name, dot, option = target.rpartition(".")
+        if not (equals and dot and name and option):
+            msg = f"--set takes PASS.OPTION=VALUE, not '{setting}'."
+            raise UsageError(msg)
+        options.setdefault(name, {})[option] = value
+    if given.get("passes") is not None:
+        given["passes"] = tuple(
+            name.strip() for name in given["passes"].split(",") if name.strip()
+        )
+    if given.get("masks") is not None:
+        given["masks"] = str(given["masks"])
+    if given.get("inputs"):
+        given["inputs"] = tuple(str(file) for file in given["inputs"])
+    shapes = dict(recipes.parse_shape(text) for text in shape)
+    found = {key: value for key, value in given.items() if value not in (None, ())}
+    return recipes.merge(base, options, shape={**base.shape, **shapes}, **found)
+
+
+def command_line() -> str:
+    """The command line as it could be typed again."""
+    return shlex.join(["deploykit", *sys.argv[1:]])

@@ -1,0 +1,75 @@
+"""Applies masks to weights: what a mask drops becomes zero, which is what the passes look for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import numpy as np
+
+from deploykit.errors import UsageError
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+__all__ = ["apply_masks", "read_masks"]
+
+Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
+
+
+def read_masks(path: Path) -> dict[str, Array]:
+    """Read masks from an .npz file.
+
+    Returns:
+        bool arrays by the weight's name; True keeps.
+
+    Raises:
+        UsageError: the file cannot be read, or holds anything but zeros and ones.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in file.files}
+    except (OSError, ValueError, AttributeError, TypeError) as error:
+        msg = f"'{path}' cannot be read as masks: {error}. It must be an .npz file, as numpy.savez writes it."
+        raise UsageError(msg) from error
+    for name, array in arrays.items():
+        if not np.isin(array, (0, 1)).all():
+            msg = f"mask '{name}' in '{path}' holds values other than 0 and 1."
+            raise UsageError(msg)
+    return {name: array.astype(np.bool_) for name, array in arrays.items()}
+
+
+def apply_masks(model: ir.Model, masks: Mapping[str, Array]) -> int:
+    """Zero what the masks drop, in place.
+
+    Args:
+        model: the model.
+        masks: bool arrays of the weights' shapes, by the weight's name; True keeps. Names are also tried without a
+            trailing `_mask`, as pruning libraries write them.
+
+    Returns:
+        how many weights that were not zero became zero.
+
+    Raises:
+        UsageError: a mask names no weight of the model, or has another shape.
+    """
+    from passes.weights import constant, set_tensor
+
+    dropped = 0
+    for key, mask in masks.items():
+        name = key if key in model.graph.initializers else key.removesuffix("_mask")
+        value = model.graph.initializers.get(name)
+        weight = constant(value)
+        if value is None or weight is None:
+            there = ", ".join(list(model.graph.initializers)[:5])
+            msg = (
+                f"the mask '{key}' names no weight of the model, whose weights are {there}, ..."
+            )
+            raise UsageError(msg)
+        if mask.shape != weight.shape:
+            msg = f"the mask '{key}' has shape {list(mask.shape)}, its weight {list(weight.shape)}."
+            raise UsageError(msg)
+        dropped += int(np.count_nonzero(weight[~mask]))
+        set_tensor(value, np.where(mask, weight, np.zeros((), weight.dtype)))
+    return dropped

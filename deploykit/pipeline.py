@@ -1,0 +1,687 @@
+"""From a model to a result: make forms of it, prove that they compute the same, measure them, choose one, report.
+
+    load -> forms (passes on clones) -> checks -> validation -> measurement -> choice -> OUT/
+
+Every form is written to disk as it will be handed out, and what is checked, validated and measured is that file.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.metadata
+import platform
+import shutil
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+
+import numpy as np
+
+import deploykit
+from deploykit import candidates, layers, model_io, size
+from deploykit.choice import ORIGINAL, Choice, Form, choose, shortlist
+from deploykit.errors import ModelError, PassFailed
+from deploykit.instruments import Dump
+from deploykit.masks import apply_masks, read_masks
+from deploykit.output_folder import OutputFolder
+from deploykit.profile import SCREENING, Measurement, Settings, device, measure
+from deploykit.recipe import Recipe, to_toml
+from deploykit.report import html, records
+from deploykit.validate import (
+    Reference,
+    Validation,
+    compare,
+    find_inputs,
+    load_inputs,
+    run_reference,
+)
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+    from passes.targets import Target
+
+    from passes.base import PassReport
+
+__all__ = ["Progress", "Request", "optimize", "plan"]
+
+Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
+Feeds: TypeAlias = Mapping[str, Array]
+
+PACKAGES = ("numpy", "onnx", "onnx-ir", "onnxruntime")
+SMALLER = 0.98
+"""A file that lost less than this without losing a parameter was only written differently."""
+
+
+class Progress(Protocol):
+    """Told what is going on, and how far it is."""
+
+    def __call__(self, stage: str, done: float | None = None) -> None:
+        """A stage begins, or is `done` (0 to 1) of the way."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """What to optimize, and how.
+
+    Attributes:
+        source: the model file.
+        recipe: how.
+        command: the command line, for the report.
+        dump_dir: folder for the graph after each pass of the chosen form.
+        settings: how long the final measurement is.
+        screening: how long the one before it is.
+    """
+
+    source: Path
+    recipe: Recipe
+    command: str
+    dump_dir: Path | None = None
+    settings: Settings = dataclasses.field(default_factory=Settings)
+    screening: Settings = SCREENING
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Saved:
+    """A form of the model on disk.
+
+    Attributes:
+        form: its name, and what it adds.
+        steps: the steps that made it, each with the options it had.
+        reports: what they reported.
+        seconds: what each of them took, by pass.
+        path: the file.
+        size: how large it is.
+        bytes: bytes of its files.
+    """
+
+    form: Form
+    steps: tuple[candidates.Step, ...]
+    reports: tuple[PassReport, ...]
+    seconds: Mapping[str, float]
+    path: Path
+    size: size.ModelSize
+    bytes: int
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Start:
+    """The original, and what it is held against.
+
+    Attributes:
+        source: as it was read.
+        model: the model that counts as the original: that of the source, with masks applied.
+        path: a file of that model.
+        reference: what it computes.
+        size: how large it is.
+        warnings: what was found on the way.
+    """
+
+    source: model_io.Source
+    model: ir.Model
+    path: Path
+    reference: Reference
+    size: size.ModelSize
+    warnings: tuple[str, ...]
+
+    @property
+    def feeds(self) -> Feeds:
+        """The inputs that models are measured with."""
+        return self.reference.inputs[0]
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Their shapes, by name."""
+        return {name: array.shape for name, array in self.feeds.items()}
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Job:
+    """Everything that is settled before there is something to decide.
+
+    Attributes:
+        request: what was asked for.
+        recipe: that of the request, checked.
+        target: what the passes were told about the device.
+        start: the original.
+        steps: what was done to it.
+        forms: what it made, the plain form first.
+        failed: forms that could not be made, or turned out wrong; grows.
+        progress: told what is going on.
+    """
+
+    request: Request
+    recipe: Recipe
+    target: Target
+    start: Start
+    steps: tuple[candidates.Step, ...]
+    forms: tuple[Saved, ...]
+    failed: list[candidates.Unmade]
+    progress: Progress
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether every pass claims to preserve the function."""
+        return all(step.kind.exact for step in self.steps)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Decision:
+    """What came of the forms.
+
+    Attributes:
+        verdict: in a word.
+        reason: in a sentence.
+        form: what is handed out; None for the original.
+        validations: outputs compared with those of the original, by form.
+        measured: measurements against the original, the final one last.
+    """
+
+    verdict: records.Verdict
+    reason: str
+    form: Saved | None
+    validations: Mapping[str, Validation]
+    measured: tuple[Measurement, ...] = ()
+
+    def shown(self, forms: Sequence[Saved]) -> Saved:
+        """The form whose passes are reported: where the original stays, what was tried."""
+        return self.form or forms[0]
+
+
+def silent(stage: str, done: float | None = None) -> None:
+    """Progress that nobody watches."""
+    del stage, done
+
+
+def optimize(
+    request: Request, out: Path, *, force: bool = False, progress: Progress = silent
+) -> records.Report:
+    """Optimize a model and write the result folder.
+
+    Args:
+        request: what, and how.
+        out: the result folder.
+        force: whether an earlier result there may be replaced.
+        progress: told what is going on.
+
+    Returns:
+        the report that was written. With the verdict "differs" the folder holds it without a model.
+
+    Raises:
+        UsageError: something that was asked for makes no sense.
+        ModelError: the model cannot be handled; nothing is written.
+        RuntimeUnavailable: the runtime is not there.
+    """
+    began = time.perf_counter()
+    recipe = request.recipe.check()
+    target = find_target(recipe)
+    with OutputFolder(out, force=force, sources=[request.source]) as folder:
+        progress("reading the model")
+        start = _start(request.source, recipe, folder.work)
+        steps = candidates.plan_steps(recipe, target)
+        forms, failed = _make_forms(start, steps, folder.work, progress)
+        job = Job(request, recipe, target, start, steps, tuple(forms), failed, progress)
+        decided = _decide(job)
+        progress("writing the result")
+        report = _report(job, decided)
+        if decided.verdict != "differs":
+            _write_model(start, decided.form, folder.path)
+        if request.dump_dir is not None:
+            dump = Dump(request.dump_dir)
+            candidates.run_steps(
+                start.model.clone(), decided.shown(forms).steps, instruments=[dump]
+            )
+        report = dataclasses.replace(
+            report,
+            model=str(out / "model.onnx") if decided.verdict != "differs" else None,
+            elapsed_s=time.perf_counter() - began,
+        )
+        (folder.path / "recipe.toml").write_text(to_toml(recipe), encoding="utf-8")
+        (folder.path / "report.json").write_text(records.to_json(report), encoding="utf-8")
+        (folder.path / "report.html").write_text(html.render(report), encoding="utf-8")
+        folder.commit()
+    return report
+
+
+def plan(request: Request, *, progress: Progress = silent) -> records.Report:
+    """Say what `optimize` would do without measuring: run the passes on a clone, and write nothing.
+
+    Raises:
+        UsageError: something that was asked for makes no sense.
+        ModelError: the model cannot be handled.
+    """
+    began = time.perf_counter()
+    recipe = dataclasses.replace(request.recipe, profile=False).check()
+    target = find_target(recipe)
+    progress("reading the model")
+    source = model_io.load(request.source)
+    model = _masked(source, recipe)
+    steps = candidates.plan_steps(recipe, target)
+    progress("planning")
+    instruments = [Dump(request.dump_dir)] if request.dump_dir is not None else []
+    made = next(candidates.make(model, steps, instruments=instruments))
+    if isinstance(made, candidates.Unmade):
+        raise ModelError(made.reason)
+    before = size.count(model, recipe.shape)
+    after = size.count(made.model, recipe.shape)
+    return records.Report(
+        command=request.command,
+        versions=_versions(),
+        source=records.SourceRecord(str(request.source), source.sha256),
+        model=None,
+        target=target.name,
+        passes=_pass_records(made.reports, made.steps, made.seconds),
+        size=records.Size(
+            records.Count(before.parameters, after.parameters),
+            records.Count(sum(file.stat().st_size for file in source.files), None),
+            records.Count(before.macs, after.macs),
+            records.Count(before.nodes, after.nodes),
+        ),
+        validation=None,
+        candidates=(),
+        profile=None,
+        layers=layers.compare(model, made.model),
+        verdict="planned",
+        reason="this is what exact removal would do; nothing was run or written",
+        warnings=_left_out_warnings(steps, recipe),
+        elapsed_s=time.perf_counter() - began,
+    )
+
+
+def find_target(recipe: Recipe) -> Target:
+    """The target that a checked recipe names, or that of this machine."""
+    from passes import targets
+
+    return targets.detect() if recipe.target is None else targets.TARGETS[recipe.target]
+
+
+def _start(path: Path, recipe: Recipe, work: Path) -> Start:
+    source = model_io.load(path)
+    model = _masked(source, recipe)
+    if model is source.model and path.suffix not in {".onnxtxt", ".textproto", ".json"}:
+        original = path
+    else:
+        (work / "original").mkdir()
+        original = work / "original" / "model.onnx"
+        model_io.save(model, original, external=source.is_external, sources=source.files)
+    inputs = find_inputs(original, recipe.shape)
+    warnings = list(inputs.notes)
+    feeds = list(inputs.feeds)
+    if recipe.inputs:
+        from deploykit.runtimes.onnxruntime import Session
+
+        with Session(original, optimization="none") as session:
+            # Real inputs come first: they are what is measured.
+            feeds = [
+                each for file in recipe.inputs for each in load_inputs(file, session.inputs)
+            ] + feeds
+    reference = run_reference(original, feeds)
+    shapes = {name: array.shape for name, array in feeds[0].items()}
+    return Start(source, model, original, reference, size.count(model, shapes), tuple(warnings))
+
+
+def _masked(source: model_io.Source, recipe: Recipe) -> ir.Model:
+    """The model of the source, or a clone of it with the recipe's masks applied."""
+    if recipe.masks is None:
+        return source.model
+    model = source.model.clone()
+    apply_masks(model, read_masks(Path(recipe.masks)))
+    return model
+
+
+def _make_forms(
+    start: Start, steps: Sequence[candidates.Step], work: Path, progress: Progress
+) -> tuple[list[Saved], list[candidates.Unmade]]:
+    """Make, save and check all forms; the first is the plain one.
+
+    Raises:
+        PassFailed: the plain form cannot be made, or is no valid model.
+    """
+    forms: list[Saved] = []
+    failed: list[candidates.Unmade] = []
+    seen: set[str] = set()
+    source_problem: str | None = None
+    progress("running the passes")
+    for made in candidates.make(start.model, steps):
+        if isinstance(made, candidates.Unmade):
+            failed.append(made)
+            continue
+        progress(f"form '{made.form.name}'")
+        folder = work / f"form{len(forms) + len(failed):02d}"
+        folder.mkdir()
+        path = folder / "model.onnx"
+        model_io.save(
+            made.model, path, external=start.source.is_external, sources=start.source.files
+        )
+        data = model_io.data_file(path)
+        content = model_io.content_hash(path, [data] if data.exists() else [])
+        if content in seen:
+            shutil.rmtree(folder)
+            continue
+        seen.add(content)
+        problem = _problem(path)
+        if problem is not None:
+            # A checker that already refuses the source says nothing about what was made of it.
+            source_problem = source_problem or _problem(start.path) or ""
+            if not source_problem:
+                if not forms:
+                    raise PassFailed(
+                        made.reports[-1].name, f"the result is no valid model: {problem}"
+                    )
+                failed.append(
+                    candidates.Unmade(made.form, f"bug in deploykit: no valid model: {problem}")
+                )
+                continue
+        forms.append(
+            Saved(
+                made.form,
+                made.steps,
+                made.reports,
+                made.seconds,
+                path,
+                size.count(made.model, start.shapes),
+                model_io.saved_bytes(path),
+            )
+        )
+    return forms, failed
+
+
+def _problem(path: Path) -> str | None:
+    """What ONNX's own checker, shape inference included, says against a file; None if nothing."""
+    import onnx
+
+    try:
+        onnx.checker.check_model(str(path), full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        return str(error).strip().split("\n", 1)[0]
+    return None
+
+
+def _decide(job: Job) -> Decision:
+    """Validate, measure and choose; adds to the job's `failed` what does not compute the same."""
+    plain = job.forms[0]
+    job.progress("comparing outputs")
+    validations = {
+        plain.form.name: compare(job.start.reference, plain.path, job.recipe.tolerance)
+    }
+    if job.is_exact and validations[plain.form.name].verdict == "differs":
+        reason = (
+            f"the outputs differ from the original's ({_difference(validations[plain.form.name])}), although every "
+            "pass is exact: please report this as a bug, with the model. No model was written."
+        )
+        return Decision("differs", reason, plain, validations)
+    if job.recipe.profile:
+        choice, measured = _choose(job, validations)
+    else:
+        choice, measured = (
+            Choice(plain.form.name, "nothing was measured, so nothing was added"),
+            (),
+        )
+    chosen = next((saved for saved in job.forms if saved.form.name == choice.name), None)
+    verdict = _verdict(job.start, chosen, measured)
+    reason = choice.reason
+    if verdict == "unchanged" and chosen is not None:
+        reason, chosen = "nothing could be removed, and nothing else made it faster", None
+    return Decision(verdict, reason, chosen, validations, measured)
+
+
+def _choose(
+    job: Job, validations: dict[str, Validation]
+) -> tuple[Choice, tuple[Measurement, ...]]:
+    """Choose by measurement; adds to `validations` what is validated on the way."""
+    paths = {saved.form.name: saved.path for saved in job.forms}
+    plain, *rivals = (saved.form for saved in job.forms)
+    measured: list[Measurement] = []
+
+    def run(those: Sequence[Form], settings: Settings, stage: str) -> Measurement:
+        job.progress(stage, 0.0)
+        measured.append(
+            measure(
+                {ORIGINAL: job.start.path, **{form.name: paths[form.name] for form in those}},
+                job.start.feeds,
+                baseline=ORIGINAL,
+                threads=job.recipe.threads,
+                settings=settings,
+                progress=lambda done: job.progress(stage, done),
+            )
+        )
+        return measured[-1]
+
+    if len(rivals) > 2:
+        screened = run(
+            [plain, *rivals], job.request.screening, f"screening {len(job.forms)} forms"
+        )
+        rivals = shortlist(plain, rivals, screened.ratio)
+    while True:
+        final = run(
+            [plain, *rivals],
+            job.request.settings,
+            f"measuring {len(rivals) + 1} against the original",
+        )
+        choice = choose(plain, rivals, final.ratio)
+        if choice.name == ORIGINAL:
+            return choice, tuple(measured)
+        if choice.name not in validations:
+            job.progress("comparing outputs")
+            validations[choice.name] = compare(
+                job.start.reference, paths[choice.name], job.recipe.tolerance
+            )
+        if validations[choice.name].verdict == "equal" or not job.is_exact:
+            return choice, tuple(measured)
+        wrong = next(form for form in rivals if form.name == choice.name)
+        told = f"bug in deploykit: its outputs differ from the original's ({_difference(validations[wrong.name])})"
+        job.failed.append(candidates.Unmade(wrong, told))
+        rivals.remove(wrong)
+
+
+def _verdict(
+    start: Start, chosen: Saved | None, measured: Sequence[Measurement]
+) -> records.Verdict:
+    if chosen is None:
+        return "unchanged"
+    if measured and measured[-1].ratios[chosen.form.name].hi < 1.0:
+        return "faster"
+    fewer = chosen.size.parameters < start.size.parameters
+    if fewer or chosen.bytes < SMALLER * _source_bytes(start):
+        return "smaller"
+    return "unchanged"
+
+
+def _write_model(start: Start, form: Saved | None, folder: Path) -> None:
+    """Write the chosen form, or the original, as `model.onnx`."""
+    if form is not None:
+        for file in form.path.parent.iterdir():
+            file.rename(folder / file.name)
+    elif start.source.is_external:
+        model_io.save(
+            start.model, folder / "model.onnx", external=True, sources=start.source.files
+        )
+    else:
+        shutil.copyfile(start.path, folder / "model.onnx")
+
+
+def _report(job: Job, decided: Decision) -> records.Report:
+    start, recipe, forms = job.start, job.recipe, job.forms
+    shown = decided.shown(forms)
+    is_written = decided.form is not None
+    after = shown.size if is_written else start.size
+    bytes_before = _source_bytes(start)
+    warnings = list(start.warnings) + list(_left_out_warnings(job.steps, recipe))
+    warnings += [
+        f"'{unmade.form.name}' was not considered: {unmade.reason}" for unmade in job.failed
+    ]
+    validation = decided.validations.get(shown.form.name)
+    if validation is not None:
+        warnings += validation.notes
+    final = decided.measured[-1] if decided.measured else None
+    if final is not None and final.truncated:
+        warnings.append("the measurement was cut short; intervals are wider than they need be")
+    return records.Report(
+        command=job.request.command,
+        versions=_versions(),
+        source=records.SourceRecord(str(job.request.source), start.source.sha256),
+        model=None,
+        target=job.target.name,
+        passes=_pass_records(shown.reports, shown.steps, shown.seconds),
+        size=records.Size(
+            records.Count(start.size.parameters, after.parameters),
+            records.Count(bytes_before, shown.bytes if is_written else bytes_before),
+            records.Count(start.size.macs, after.macs),
+            records.Count(start.size.nodes, after.nodes),
+        ),
+        validation=None if validation is None else _validation_record(validation),
+        candidates=_candidate_records(job, decided),
+        profile=None
+        if final is None
+        else _profile_record(final, ORIGINAL if decided.form is None else shown.form.name),
+        layers=layers.compare(
+            start.model, model_io.load(shown.path).model if is_written else start.model
+        ),
+        verdict=decided.verdict,
+        reason=decided.reason,
+        warnings=tuple(dict.fromkeys(warnings)),
+    )
+
+
+def _candidate_records(job: Job, decided: Decision) -> tuple[records.Candidate, ...]:
+    chosen = ORIGINAL if decided.form is None else decided.form.form.name
+    if decided.verdict == "differs":
+        chosen = ""
+    problems = {unmade.form.name: unmade.reason for unmade in job.failed}
+    rows = [
+        records.Candidate(
+            ORIGINAL,
+            1.0 if decided.measured else None,
+            None,
+            chosen == ORIGINAL,
+            job.start.size.parameters,
+            validated=True,
+        )
+    ]
+    for saved in job.forms:
+        name = saved.form.name
+        # The latest measurement that a form took part in is the longest.
+        found = [
+            measured.ratios[name] for measured in decided.measured if name in measured.ratios
+        ]
+        ratio = found[-1] if found else None
+        validation = decided.validations.get(name)
+        is_final = bool(decided.measured) and name in decided.measured[-1].ratios
+        note = problems.get(
+            name, "" if is_final or not decided.measured else "behind in the screening"
+        )
+        rows.append(
+            records.Candidate(
+                name,
+                None if ratio is None else ratio.median,
+                None if ratio is None else (ratio.lo, ratio.hi),
+                chosen == name,
+                saved.size.parameters,
+                None if validation is None else validation.verdict == "equal",
+                note,
+            )
+        )
+    known = {row.name for row in rows}
+    for name, problem in problems.items():
+        if name not in known:
+            rows.append(records.Candidate(name, None, None, chosen=False, note=problem))
+    return tuple(rows)
+
+
+def _profile_record(final: Measurement, name: str) -> records.Profile:
+    rows = {
+        each: records.LatencyRow(
+            *(found.p50_s, found.p90_s, found.p95_s, found.p99_s), samples=found.samples
+        )
+        for each, found in final.latencies.items()
+    }
+    if name == ORIGINAL:
+        # What is handed out is the original itself.
+        interval, noisy = records.Interval(1.0, (1.0, 1.0)), final.clean_share < 0.5
+    else:
+        ratio = final.ratios[name]
+        interval, noisy = records.Interval(ratio.median, (ratio.lo, ratio.hi)), ratio.noisy
+    return records.Profile(
+        baseline=rows[ORIGINAL],
+        optimized=rows[name],
+        ratio=interval,
+        clock=final.clock,
+        noisy=noisy,
+        threads=final.threads,
+        runtime=final.runtime,
+        device=dataclasses.asdict(device.describe()),
+    )
+
+
+def _validation_record(found: Validation) -> records.ValidationRecord:
+    return records.ValidationRecord(
+        max_abs_error=found.max_abs_error,
+        max_rel_error=found.max_rel_error,
+        inputs=found.inputs,
+        verdict=found.verdict,
+        tolerance=found.tolerance,
+        worst_output=found.worst,
+        outputs=tuple(
+            records.OutputRow(
+                name=row.name,
+                dtype=row.dtype,
+                max_abs_error=row.max_abs_error,
+                max_rel_error=row.max_rel_error,
+                tolerance=row.tolerance,
+                equal=row.verdict == "equal",
+            )
+            for row in found.outputs
+        ),
+    )
+
+
+def _pass_records(
+    reports: Sequence[PassReport],
+    steps: Sequence[candidates.Step],
+    seconds: Mapping[str, float],
+) -> tuple[records.PassRecord, ...]:
+    return tuple(
+        records.PassRecord(
+            name=report.name,
+            exact=report.exact,
+            modified=report.modified,
+            options=dict(step.options),
+            seconds=seconds.get(report.name, 0.0),
+            changes=tuple(
+                records.Change(change.subject, change.what, change.before, change.after)
+                for change in report.changes
+            ),
+            skipped=tuple(
+                records.Skip(skip.subject, skip.reason, skip.advice) for skip in report.skips
+            ),
+        )
+        for report, step in zip(reports, steps, strict=True)
+    )
+
+
+def _left_out_warnings(steps: Sequence[candidates.Step], recipe: Recipe) -> tuple[str, ...]:
+    return tuple(
+        f"'{name}' did not run: what it adds is only kept when a measurement shows that it pays"
+        for name in candidates.left_out(steps)
+        if recipe.passes is None or name in recipe.passes
+    )
+
+
+def _difference(found: Validation) -> str:
+    if found.failure is not None:
+        return found.failure
+    return f"output '{found.worst}' by {found.max_rel_error:.2g} of what it moves by; allowed is {found.tolerance:.2g}"
+
+
+def _source_bytes(start: Start) -> int:
+    return sum(file.stat().st_size for file in start.source.files)
+
+
+def _versions() -> dict[str, str]:
+    found = {"deploykit": deploykit.__version__, "python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found

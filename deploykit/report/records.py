@@ -1,0 +1,320 @@
+"""Everything a run has to say, as frozen data; its JSON form is the published `report.schema.json`.
+
+The keys of the JSON document are stable within a `schema_version`; later versions may add keys.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Mapping
+from importlib import resources
+from typing import Any, Literal, TypeAlias
+
+__all__ = [
+    "SCHEMA_VERSION",
+    "Candidate",
+    "Change",
+    "Count",
+    "Interval",
+    "LatencyRow",
+    "Layer",
+    "OutputRow",
+    "PassRecord",
+    "Profile",
+    "Report",
+    "Size",
+    "Skip",
+    "SourceRecord",
+    "ValidationRecord",
+    "Verdict",
+    "schema",
+    "to_document",
+    "to_json",
+]
+
+SCHEMA_VERSION = "1.0"
+
+Verdict: TypeAlias = Literal["faster", "smaller", "unchanged", "differs", "planned"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Count:
+    """A number before and after; None where it could not be counted."""
+
+    before: int | None
+    after: int | None
+
+    @property
+    def ratio(self) -> float | None:
+        """After over before; None where either is not known or there was nothing before."""
+        return self.after / self.before if self.before and self.after is not None else None
+
+
+@dataclasses.dataclass(frozen=True)
+class Size:
+    """How large a model is.
+
+    Attributes:
+        parameters: elements of its weights.
+        bytes: bytes of its files.
+        macs: multiply-accumulates of its convolutions and matrix products at the sizes it was measured with.
+        nodes: nodes of its main graph.
+    """
+
+    parameters: Count
+    bytes: Count
+    macs: Count
+    nodes: Count
+
+
+@dataclasses.dataclass(frozen=True)
+class SourceRecord:
+    """The model that was read: its path and the hash of its content."""
+
+    path: str
+    sha256: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Change:
+    """Something a pass did; `before` and `after` are counts in the unit that `what` names."""
+
+    subject: str
+    what: str
+    before: int
+    after: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Skip:
+    """Something a pass did not do, why, and what can be done about it."""
+
+    subject: str
+    reason: str
+    advice: str
+
+
+@dataclasses.dataclass(frozen=True)
+class PassRecord:
+    """One pass of the chosen candidate; `seconds` is wall time, `options` those that were set."""
+
+    name: str
+    exact: bool
+    modified: bool
+    options: Mapping[str, object]
+    seconds: float
+    changes: tuple[Change, ...]
+    skipped: tuple[Skip, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class OutputRow:
+    """How far apart one output of the two models is."""
+
+    name: str
+    dtype: str
+    max_abs_error: float
+    max_rel_error: float
+    tolerance: float
+    equal: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class ValidationRecord:
+    """The comparison of the written model with the original.
+
+    Attributes:
+        max_abs_error: largest difference of any output.
+        max_rel_error: largest difference relative to the scale of its output.
+        inputs: how many sets of inputs both models ran on.
+        verdict: "equal" or "differs".
+        tolerance: what `max_rel_error` was held against, of the worst output.
+        worst_output: the output with the largest relative error.
+        outputs: each output.
+    """
+
+    max_abs_error: float
+    max_rel_error: float
+    inputs: int
+    verdict: str
+    tolerance: float
+    worst_output: str | None
+    outputs: tuple[OutputRow, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Interval:
+    """A ratio of times with its 95 % interval; below 1 is faster than the baseline."""
+
+    median: float
+    ci95: tuple[float, float]
+
+
+@dataclasses.dataclass(frozen=True)
+class Candidate:
+    """A form of the model that could have been chosen.
+
+    Attributes:
+        name: what sets it apart.
+        ratio: its time over that of the original; None if it was not measured.
+        ci95: the interval of that.
+        chosen: whether it is the one that was written.
+        parameters: elements of its weights.
+        validated: whether its outputs were compared and equal; None if they were not compared.
+        note: why it was not chosen, or what was special.
+    """
+
+    name: str
+    ratio: float | None
+    ci95: tuple[float, float] | None
+    chosen: bool
+    parameters: int | None = None
+    validated: bool | None = None
+    note: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class LatencyRow:
+    """Latency of a model, in seconds."""
+
+    p50_s: float
+    p90_s: float
+    p95_s: float
+    p99_s: float
+    samples: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Profile:
+    """The written model timed against the original.
+
+    Attributes:
+        baseline: the original.
+        optimized: the written model.
+        ratio: time of the written model over that of the original.
+        clock: "wall", or "cpu" where the machine was too busy for wall time to mean anything.
+        noisy: whether it was.
+        threads: threads of the sessions.
+        runtime: what ran the models.
+        device: what it ran on.
+    """
+
+    baseline: LatencyRow
+    optimized: LatencyRow
+    ratio: Interval
+    clock: str
+    noisy: bool
+    threads: int | None
+    runtime: str
+    device: Mapping[str, object]
+
+
+@dataclasses.dataclass(frozen=True)
+class Layer:
+    """One weight of the original and what became of it.
+
+    Attributes:
+        weight: its name.
+        node: the node that uses it.
+        op_type: that node's operator.
+        shape_before: its shape in the original.
+        shape_after: its shape in the written model; None if it is gone.
+        outputs: output channels.
+        inputs: input channels (in each group).
+        zeros: share of zeros in the original, 0 to 1.
+        zero_outputs: output channels of the original whose weights are all zero.
+    """
+
+    weight: str
+    node: str
+    op_type: str
+    shape_before: tuple[int, ...]
+    shape_after: tuple[int, ...] | None
+    outputs: Count
+    inputs: Count
+    zeros: float
+    zero_outputs: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """The result of `optimize` or `inspect`.
+
+    Attributes:
+        command: the command line.
+        versions: versions of deploykit and of the libraries it used.
+        source: the model that was read.
+        model: path of the model that was written; None if none was.
+        target: what the passes were told about the device.
+        passes: the passes of the chosen candidate.
+        size: before and after.
+        validation: the comparison of outputs; None if nothing was run.
+        candidates: all forms that were tried.
+        profile: the final measurement; None if nothing was measured.
+        layers: each weight of the original.
+        verdict: what came of it; "planned" for a dry run or an inspection.
+        reason: why that, in a sentence.
+        warnings: what the user should know before using the result.
+        elapsed_s: seconds it all took.
+    """
+
+    command: str
+    versions: Mapping[str, str]
+    source: SourceRecord
+    model: str | None
+    target: str
+    passes: tuple[PassRecord, ...]
+    size: Size
+    validation: ValidationRecord | None
+    candidates: tuple[Candidate, ...]
+    profile: Profile | None
+    layers: tuple[Layer, ...]
+    verdict: Verdict
+    reason: str
+    warnings: tuple[str, ...] = ()
+    elapsed_s: float = 0.0
+    schema_version: str = SCHEMA_VERSION
+
+    @property
+    def changes(self) -> tuple[Change, ...]:
+        """All changes of all passes."""
+        return tuple(change for record in self.passes for change in record.changes)
+
+    @property
+    def skips(self) -> tuple[Skip, ...]:
+        """All skips of all passes."""
+        return tuple(skip for record in self.passes for skip in record.skipped)
+
+
+def to_document(report: Report) -> dict[str, Any]:
+    """The report as plain JSON values; numbers that JSON does not have become null."""
+    document = _plain(dataclasses.asdict(report))
+    order = ["schema_version", *(key for key in document if key != "schema_version")]
+    return {key: document[key] for key in order}
+
+
+def to_json(report: Report) -> str:
+    """The report as a JSON document, ending in a newline."""
+    return json.dumps(to_document(report), indent=1, allow_nan=False, ensure_ascii=False) + "\n"
+
+
+def schema() -> dict[str, Any]:
+    """The JSON schema of the document."""
+    text = resources.files("deploykit.report").joinpath("report.schema.json").read_text("utf-8")
+    loaded: dict[str, Any] = json.loads(text)
+    return loaded
+
+
+def _plain(value: Any) -> Any:  # noqa: ANN401 - JSON values
+    if isinstance(value, Mapping):
+        return {str(key): _plain(part) for key, part in value.items()}
+    if isinstance(value, tuple | list):
+        return [_plain(part) for part in value]
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if value is None or isinstance(value, str | int | bool):
+        return value
+    # Options may be anything, such as a Target; their text is what a reader can use.
+    return str(value)

@@ -1,0 +1,148 @@
+"""The report as tables on a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich.console import Console, Group, RenderableType
+from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
+
+from deploykit.report.records import Layer, Report
+from deploykit.report.wording import group_skips, ratio_text, size_rows, verdict_sentence
+
+__all__ = ["print_report", "render"]
+
+STYLES = {
+    "faster": "bold green",
+    "smaller": "bold green",
+    "unchanged": "bold",
+    "differs": "bold red",
+    "planned": "bold",
+}
+SUBJECTS_SHOWN = 3
+
+
+def print_report(
+    report: Report, *, console: Console | None = None, all_layers: bool = False
+) -> None:
+    """Print a report to a console, by default to stdout.
+
+    Args:
+        report: the report.
+        console: where to.
+        all_layers: whether layers that did not change are listed too.
+    """
+    (console or Console()).print(render(report, all_layers=all_layers))
+
+
+def render(report: Report, *, all_layers: bool = False) -> RenderableType:
+    """The tables of a report."""
+    parts: list[RenderableType] = [
+        Text(verdict_sentence(report), style=STYLES[report.verdict]),
+        Text(""),
+        _sizes(report),
+    ]
+    if report.candidates:
+        parts += [Text(""), _candidates(report)]
+    layers = [layer for layer in report.layers if all_layers or _is_interesting(layer)]
+    if layers:
+        parts += [Text(""), _layers(layers, len(report.layers))]
+    if report.skips:
+        parts += [Text(""), _skips(report)]
+    if report.validation is not None:
+        parts += [Text(""), Text(_validation_line(report))]
+    for warning in report.warnings:
+        parts.append(Text.assemble(("warning: ", "bold yellow"), warning))
+    return Group(*parts)
+
+
+def _sizes(report: Report) -> Table:
+    table = _table("", "before", "after", "change")
+    for row in size_rows(report):
+        table.add_row(*(escape(cell) for cell in row))
+    return table
+
+
+def _candidates(report: Report) -> Table:
+    table = _table("candidate", "time / original", "95 % interval", "parameters", "")
+    for candidate in report.candidates:
+        ratio, interval = ratio_text(candidate)
+        note = "chosen" if candidate.chosen else candidate.note
+        parameters = "" if candidate.parameters is None else f"{candidate.parameters:,}"
+        table.add_row(
+            *(escape(cell) for cell in (candidate.name, ratio, interval, parameters, note)),
+            style="bold" if candidate.chosen else "",
+        )
+    return table
+
+
+def _is_interesting(layer: Layer) -> bool:
+    return layer.zero_outputs > 0 or layer.shape_after != layer.shape_before
+
+
+def _layers(layers: Sequence[Layer], total: int) -> Table:
+    table = _table("weight", "op", "outputs", "inputs", "zeros", "dead outputs")
+    table.title = f"layers: {len(layers)} of {total} have zero channels or changed"
+    table.title_justify = "left"
+    for layer in layers:
+        outputs = _arrow(layer.outputs.before, layer.outputs.after)
+        inputs = _arrow(layer.inputs.before, layer.inputs.after)
+        if layer.shape_after is None:
+            outputs, inputs = f"{layer.outputs.before} → gone", ""
+        cells = (
+            layer.weight,
+            layer.op_type,
+            outputs,
+            inputs,
+            f"{100 * layer.zeros:.0f} %",
+            str(layer.zero_outputs),
+        )
+        table.add_row(*(escape(cell) for cell in cells))
+    return table
+
+
+def _skips(report: Report) -> Table:
+    table = _table("left alone", "why", "what to do")
+    for group in group_skips(report.skips):
+        subjects = ", ".join(group.subjects[:SUBJECTS_SHOWN])
+        if len(group.subjects) > SUBJECTS_SHOWN:
+            subjects += f" and {len(group.subjects) - SUBJECTS_SHOWN} more"
+        table.add_row(escape(subjects), escape(group.reason), escape(group.advice))
+    return table
+
+
+def _validation_line(report: Report) -> str:
+    found = report.validation
+    if found is None:
+        return ""
+    return (
+        f"outputs: {found.verdict} on {found.inputs} inputs; largest error {found.max_rel_error:.2g} of what an output "
+        f"moves by (allowed {found.tolerance:.2g}), {found.max_abs_error:.2g} absolute"
+    )
+
+
+def _arrow(before: int | None, after: int | None) -> str:
+    return str(before) if before == after else f"{before} → {after}"
+
+
+def _table(*headers: str) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for index, header in enumerate(headers):
+        is_number = header in {
+            "before",
+            "after",
+            "change",
+            "time / original",
+            "parameters",
+            "zeros",
+            "dead outputs",
+        }
+        table.add_column(
+            header,
+            justify="right" if is_number else "left",
+            overflow="fold",
+            no_wrap=index > 0 and is_number,
+        )
+    return table
