@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import zipfile
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
@@ -248,7 +249,7 @@ def find_precision(model: str | os.PathLike[str]) -> str:
 
     Its weights and its interface tell; a model with QuantizeLinear counts as "int8" unless it is coarser.
     """
-    import onnx_ir as ir  # noqa: PLC0415 - heavy, and only needed where models are compared
+    import onnx_ir as ir
 
     loaded = ir.load(model)
     graphs = [loaded.graph, *(function.graph for function in loaded.functions.values())]
@@ -420,7 +421,14 @@ def load_inputs(path: str | os.PathLike[str], specs: Sequence[TensorSpec]) -> li
     try:
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
-    except (OSError, ValueError, AttributeError, TypeError) as error:
+    except (
+        OSError,
+        EOFError,
+        ValueError,
+        AttributeError,
+        TypeError,
+        zipfile.BadZipFile,
+    ) as error:
         msg = f"'{path}' cannot be read as inputs: {error}. It must be an .npz file, as numpy.savez writes it."
         raise UsageError(msg) from error
     names = [spec.name for spec in specs]

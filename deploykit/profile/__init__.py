@@ -52,7 +52,7 @@ class Settings:
 
     Attributes:
         warmup_s: seconds for which each new session runs before it is timed, at least once.
-        duration_s: seconds of timed runs for each model.
+        duration_s: seconds that each model gets, untimed runs included, warm-up not.
         min_rounds: rounds that are taken even when they last longer than that.
         rebuilds: how often all sessions are built anew.
         max_duration_s: seconds after which it ends, whatever is missing.
