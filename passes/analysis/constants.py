@@ -34,10 +34,10 @@ from passes.analysis.arguments import (
 )
 from passes.analysis.compact import Array, compress, reshape
 from passes.analysis.moves import MOVES, Pick, all_along, find_move, widen
-from passes.analysis.products import Factor, contract
+from passes.analysis.products import Factor, contract, contract_labelled, subscripts
 from passes.analysis.scalars import BINARY, UNARY, VARIADIC, round_to
 from passes.analysis.windows import Axis, find_window, pool_map, slide
-from passes.analysis.zeros import any_row, nonzero_blocks
+from passes.analysis.zeros import any_row, nonzero_blocks, outputs_first
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -496,10 +496,7 @@ def _conv(find: _Finder, node: ir.Node) -> Sequence[Fact | None]:
     if source is None or kernel is None or (bias_input is not None and bias is None):
         return []
     groups = node.attributes.get_int("group", 1)
-    if node.op_type == "ConvTranspose":
-        taps = kernel.shape[2:]
-        kernel = kernel.reshape(groups, -1, *kernel.shape[1:]).swapaxes(1, 2)
-        kernel = kernel.reshape(-1, kernel.shape[2], *taps)
+    kernel = outputs_first(node, kernel)
     rows, columns = kernel.shape[:2]
     rank = kernel.ndim
     offset = np.zeros(rows) if bias is None else bias.astype(np.float64)
@@ -577,11 +574,10 @@ def _window(find: _Finder, node: ir.Node, kernel: Sequence[int]) -> tuple[Axis, 
 
 
 def _factor(find: _Finder, value: ir.Value) -> Factor:
-    array = find.arguments.constant(value)
-    if array is not None:
-        return Factor.constant(array, find.symbolic(value))
-    known = find.known_or_nothing(value)
-    return Factor(known.mask, known.value, find.symbolic(value), find.shape[value])
+    known = find.found.get(value)
+    return Factor.of(
+        value, find.arguments, None if known is None else (known.mask, known.value)
+    )
 
 
 def _matmul(find: _Finder, node: ir.Node) -> Sequence[Fact | None]:
@@ -645,6 +641,14 @@ def _gemm(find: _Finder, node: ir.Node) -> Sequence[Fact | None]:
         mask = mask & widen(known.mask, 2)
         value = value + scale * widen(known.value, 2)
     return [(mask, value)]
+
+
+def _einsum(find: _Finder, node: ir.Node) -> Sequence[Fact | None]:
+    factors = [_factor(find, value) for value in node.inputs if value is not None]
+    labels = subscripts(node)
+    if labels is None or len(factors) != 2:
+        return []
+    return [contract_labelled(factors[0], factors[1], labels)]
 
 
 # --- Normalisations ---------------------------------------------------------------------------------------------
@@ -962,6 +966,7 @@ RULES: Mapping[str, Rule] = {
     "ConvTranspose": _conv,
     "DequantizeLinear": _dequantize,
     "Dropout": _dropout,
+    "Einsum": _einsum,
     "Gather": _gather,
     "Gemm": _gemm,
     "GroupNormalization": _group_norm,

@@ -12,9 +12,20 @@ from passes.analysis.moves import any_along
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    import onnx_ir as ir
+
+    from passes.analysis.arguments import Arguments
     from passes.analysis.compact import Array
 
-__all__ = ["Factor", "contract", "joined"]
+__all__ = [
+    "Factor",
+    "Labels",
+    "contract",
+    "contract_labelled",
+    "joined",
+    "joined_labelled",
+    "subscripts",
+]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,9 +45,30 @@ class Factor:
     shape: Sequence[int]
 
     @classmethod
-    def constant(cls, array: Array, symbolic: Sequence[bool]) -> Factor:
-        """Make an operand of a constant array."""
-        return cls(np.ones((1,) * array.ndim, dtype=bool), array, symbolic, array.shape)
+    def of(
+        cls, value: ir.Value, arguments: Arguments, known: tuple[Array, Array] | None
+    ) -> Factor:
+        """Describe an input of a product.
+
+        Args:
+            value: the input, of known shape.
+            arguments: where constants are read.
+            known: mask and value of what is known of it, if it is not constant.
+        """
+        symbolic, shape = arguments.symbolic(value), arguments.shape[value]
+        array = arguments.constant(value)
+        if array is not None:
+            return cls(np.ones((1,) * array.ndim, dtype=bool), array, symbolic, shape)
+        if known is None:
+            ones = (1,) * len(shape)
+            known = np.zeros(ones, dtype=bool), np.zeros(ones)
+        return cls(known[0], known[1], symbolic, shape)
+
+    @property
+    def live(self) -> Array:
+        """Which elements are not known to be zero: compact, bool."""
+        found: Array = ~(self.mask & (self.value == 0))
+        return found
 
     @property
     def is_constant(self) -> bool:
@@ -130,3 +162,85 @@ def _product(a: Factor, b: Factor, adding: Array) -> Array:
     whole = np.zeros((*part.shape[:-2], a.value.shape[-2], b.value.shape[-1]))
     whole[..., rows[:, None], columns] = part
     return whole
+
+
+@dataclasses.dataclass(frozen=True)
+class Labels:
+    """Axis labels of an Einsum of two operands."""
+
+    left: str
+    right: str
+    out: str
+
+
+def subscripts(node: ir.Node) -> Labels | None:
+    """Read the equation of an Einsum; None unless it is a plain product of two tensors."""
+    equation = node.attributes.get_string("equation", "").replace(" ", "")
+    terms, arrow, out = equation.partition("->")
+    left, comma, right = terms.partition(",")
+    plain = all(len(set(term)) == len(term) for term in (left, right, out))
+    if not (arrow and comma and plain) or "." in equation or "," in right:
+        return None
+    return Labels(left, right, out)
+
+
+def joined_labelled(terms: Sequence[tuple[str, Array]], out: str) -> Array:
+    """Multiply compact bool arrays by an Einsum of "or" and "and".
+
+    Args:
+        terms: axis labels and array of each operand; each axis full or 1.
+        out: axis labels of the result; what no operand has gets size 1.
+    """
+    found: Array = (
+        _einsum([(labels, array.astype(np.float32)) for labels, array in terms], out) > 0
+    )
+    return found
+
+
+def _einsum(terms: Sequence[tuple[str, Array]], out: str) -> Array:
+    sizes: dict[str, int] = {}
+    for labels, array in terms:
+        for label, size in zip(labels, array.shape, strict=True):
+            sizes[label] = max(size, sizes.get(label, 1))
+    equation = ",".join(labels for labels, _ in terms)
+    wide = [
+        np.broadcast_to(array, [sizes[label] for label in labels]) for labels, array in terms
+    ]
+    present = "".join(label for label in out if label in sizes)
+    result: Array = np.einsum(f"{equation}->{present}", *wide, optimize=True)
+    return result.reshape([sizes.get(label, 1) for label in out])
+
+
+def contract_labelled(a: Factor, b: Factor, labels: Labels) -> tuple[Array, Array] | None:
+    """Multiply two tensors by an Einsum, as `contract` does two matrices."""
+    if a.is_unknown and b.is_unknown:
+        return None
+
+    def join(left: Array, right: Array) -> Array:
+        return joined_labelled([(labels.left, left), (labels.right, right)], labels.out)
+
+    a_live, b_live = a.mask & (a.value != 0), b.mask & (b.value != 0)
+    bad = join(~a.mask, ~b.mask | b_live) | join(a_live, ~b.mask)
+    adding = join(a_live, b_live) & ~bad
+    count = 1
+    full: dict[str, tuple[int, bool, bool]] = {}
+    for names, factor in ((labels.left, a), (labels.right, b)):
+        for at, label in enumerate(names):
+            size, symbolic, alike = full.get(label, (1, False, True))
+            full[label] = (
+                max(size, factor.shape[at]),
+                symbolic or factor.symbolic[at],
+                alike and factor.value.shape[at] == 1,
+            )
+    for label, (size, symbolic, alike) in full.items():
+        if label not in labels.out:
+            # How many terms there are may depend on a size that is not known.
+            bad = bad | adding if symbolic else bad
+            count *= size if alike else 1
+    if bad.all():
+        return None
+    values = [
+        (labels.left, a.value.astype(np.float64)),
+        (labels.right, b.value.astype(np.float64)),
+    ]
+    return ~bad, _einsum(values, labels.out) * count
