@@ -1,0 +1,192 @@
+"""What a runtime on a chip likes: channel multiples and patterns of zeros, each rule with its source.
+
+Rules say what is worth *trying*; what is kept is decided by measuring on the device. A multiple that suits one layer
+can cost another more than it gains.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+import platform
+from collections.abc import Mapping
+from typing import Final
+
+__all__ = ["TARGETS", "Rule", "Target", "detect"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Rule:
+    """One thing that a runtime likes.
+
+    Attributes:
+        text: what it is, in a sentence.
+        source: where that comes from.
+    """
+
+    text: str
+    source: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Target:
+    """A runtime on a kind of chip.
+
+    Attributes:
+        name: how it is asked for.
+        runtime: the runtime that it is about.
+        multiples: channel counts worth padding to, ascending.
+        group_multiple: the multiple that the channels of each group of a grouped (not depthwise) Conv want.
+        rules: what these numbers, and patterns of zeros, rest on.
+        exploits_2_4: whether the runtime has kernels for weights with two zeros in each four.
+    """
+
+    name: str
+    runtime: str
+    multiples: tuple[int, ...]
+    group_multiple: int
+    rules: tuple[Rule, ...]
+    exploits_2_4: bool = False
+
+
+INPUT_RULE: Final = Rule(
+    "A Conv runs in the blocked NCHWc layout only if its input channels are a multiple of 4; otherwise as im2col and "
+    "a matrix product, at 1.2 to 1.5 times the time per operation.",
+    "a maintainer in microsoft/onnxruntime#14392; input reordering in microsoft/onnxruntime#7442; "
+    "core/optimizer/nchwc_transformer.cc; counts from 32 to 144 timed with ONNX Runtime 1.31.1",
+)
+DEPTHWISE_RULE: Final = Rule(
+    "A depthwise Conv leaves the blocked layout when its channels are not a multiple of 4: MobileNetV2 with odd "
+    "counts is slower than the dense one.",
+    "MobileNetV2 at 36 to 80 % timed with ONNX Runtime 1.31.1: 1.3 to 1.6 times the dense time, 0.6 to 0.8 once padded",
+)
+NO_SPARSITY_RULE: Final = Rule(
+    "Zeros inside of a weight make nothing faster: there are no sparse kernels, 2:4 included.",
+    "2:4 weights timed with ONNX Runtime 1.31.1: 0.97 to 0.99 of dense, within the noise",
+)
+
+
+def block_rule(block: int, instructions: str) -> Rule:
+    """Output channels cost as many as the next multiple of the block."""
+    return Rule(
+        f"With {instructions}, NCHWc blocks have {block} channels: output channels cost as much as the next multiple "
+        f"of {block}, so padding up to it is free in time.",
+        "MlasNchwcGetBlockSize in core/mlas; filters in the optimized graph are padded to it",
+    )
+
+
+def group_rule(block: int) -> Rule:
+    """Groups are blocked one by one."""
+    return Rule(
+        f"A grouped Conv runs in the blocked layout only if input and output channels of each group are multiples of {block}.",
+        "core/optimizer/nchwc_transformer.cc of microsoft/onnxruntime",
+    )
+
+
+def onnxruntime_cpu(name: str, block: int, instructions: str) -> Target:
+    """ONNX Runtime on a CPU whose vectors make blocks of that many channels."""
+    return Target(
+        name=name,
+        runtime="onnxruntime",
+        multiples=(4, 8, 16),
+        group_multiple=block,
+        rules=(
+            INPUT_RULE,
+            block_rule(block, instructions),
+            group_rule(block),
+            DEPTHWISE_RULE,
+            NO_SPARSITY_RULE,
+        ),
+    )
+
+
+ARM: Final = Target(
+    name="onnxruntime-cpu-arm64",
+    runtime="onnxruntime",
+    multiples=(4, 8, 16),
+    group_multiple=8,
+    rules=(
+        Rule(
+            "Whether Conv has a blocked layout on Arm depends on the build; without it, matrix products in steps of "
+            "4 to 16 columns set the pace.",
+            "microsoft/onnxruntime#25580; not measured",
+        ),
+        NO_SPARSITY_RULE,
+    ),
+)
+
+TENSORRT: Final = Target(
+    name="tensorrt",
+    runtime="tensorrt",
+    multiples=(8, 16, 32),
+    group_multiple=8,
+    rules=(
+        Rule(
+            "Tensor cores want channel counts that are multiples of 8 in fp16, and of 16, better 32, in int8; other "
+            "counts are padded inside.",
+            "TensorRT developer guide, 'Optimizing for Tensor Cores'; not measured",
+        ),
+        Rule(
+            "A weight can use sparse kernels if each aligned four of its input channels (Conv: at each kernel "
+            "position and output; Gemm and MatMul: along the reduction axis) holds at least two zeros. That needs "
+            "input channels, in each group, that are a multiple of 4.",
+            "TensorRT 8.5 developer guide, section 6.8; the tools trtexec and polygraphy check the same",
+        ),
+        Rule(
+            "Pruners of the vendor only touch weights with output channels a multiple of 8 and input channels of 16.",
+            "apex asp.py; modelopt weight_sparsity/magnitude.py",
+        ),
+    ),
+    exploits_2_4=True,
+)
+
+GENERIC: Final = Target(
+    name="generic",
+    runtime="any",
+    multiples=(4, 8, 16, 32),
+    group_multiple=8,
+    rules=(
+        Rule(
+            "Vector units and caches work on 4 to 32 numbers at once; which of these multiples pays is for a "
+            "measurement to say.",
+            "a guess, for a runtime that nothing is known of",
+        ),
+    ),
+)
+
+TARGETS: Final[Mapping[str, Target]] = {
+    target.name: target
+    for target in (
+        onnxruntime_cpu(
+            "onnxruntime-cpu", 16, "AVX512 (8 with AVX2, which a multiple of 16 suits too)"
+        ),
+        onnxruntime_cpu("onnxruntime-cpu-avx512", 16, "AVX512"),
+        onnxruntime_cpu("onnxruntime-cpu-avx2", 8, "AVX2"),
+        ARM,
+        TENSORRT,
+        GENERIC,
+    )
+}
+"""All targets by name."""
+
+
+def detect(cpuinfo: pathlib.Path = pathlib.Path("/proc/cpuinfo")) -> Target:
+    """ONNX Runtime on the CPU of this machine.
+
+    Args:
+        cpuinfo: what the system says of its CPU. Where there is no such file, or it names no vector instructions,
+            the result is `onnxruntime-cpu`, which suits all.
+    """
+    if platform.machine().lower() in {"arm64", "aarch64"}:
+        return TARGETS["onnxruntime-cpu-arm64"]
+    try:
+        lines = cpuinfo.read_text(encoding="ascii", errors="replace").splitlines()
+    except OSError:
+        return TARGETS["onnxruntime-cpu"]
+    flags = next(
+        (line.split(":", 1)[-1].split() for line in lines if line.startswith("flags")), []
+    )
+    # What the kernels of ONNX Runtime ask for; others of the AVX512 family come and go.
+    if "avx512f" in flags:
+        return TARGETS["onnxruntime-cpu-avx512"]
+    return TARGETS["onnxruntime-cpu-avx2" if "avx2" in flags else "onnxruntime-cpu"]
