@@ -1,0 +1,47 @@
+"""Graph knowledge: analyses, plans and passes for pruned ONNX models.
+
+    import onnx_ir as ir
+    import passes
+
+    model = ir.load("pruned.onnx")
+    for rewrite in (passes.Tidy(), passes.RemoveChannels(), passes.InferShapes()):
+        print(rewrite(model))
+
+Everything here needs numpy, scipy and onnx_ir only. A pass of your own is a subclass of `Pass`.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from passes.align_channels import AlignChannels
+from passes.base import Change, Option, Pass, PassReport, Skip
+from passes.errors import CouplingConflict, PassError, PlanMismatch, UnsupportedGraph
+from passes.infer_shapes import InferShapes
+from passes.plans import ChannelPlan
+from passes.remove_channels import RemoveChannels
+from passes.targets import TARGETS, Target
+from passes.tidy import Tidy
+
+__all__ = [
+    "BUILTIN",
+    "TARGETS",
+    "AlignChannels",
+    "Change",
+    "ChannelPlan",
+    "CouplingConflict",
+    "InferShapes",
+    "Option",
+    "Pass",
+    "PassError",
+    "PassReport",
+    "PlanMismatch",
+    "RemoveChannels",
+    "Skip",
+    "Target",
+    "Tidy",
+    "UnsupportedGraph",
+]
+
+BUILTIN: Final[tuple[type[Pass], ...]] = (Tidy, RemoveChannels, AlignChannels, InferShapes)
+"""The passes there are, in the order in which they run."""

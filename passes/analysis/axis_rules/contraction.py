@@ -1,0 +1,420 @@
+"""MatMul, Gemm and two-operand Einsum: axes named by letters, as Einsum does.
+
+A letter is *contracted* (in both operands, not in the result), *free* (in one operand and the result) or a *batch*
+letter (in all three). A constant operand is a weight: it consumes the channels along contracted letters and makes new
+ones along its free letters. Between two activations nothing is made: contracted channels are tied one to one, and a
+batch letter (an attention head) that loses its contracted dimensions lives on as a coarse channel.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import string
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from passes.analysis.axis_rules.elementwise import combine, operand_tags
+from passes.analysis.axis_rules.row import Pins, attribute_int, input_at
+from passes.analysis.compact import Array, varying_axes
+from passes.analysis.edits import Select
+from passes.analysis.tags import Grid, Pin
+from passes.analysis.walk import label
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+    from passes.analysis.walk import Replay, Shape, Trace
+
+__all__ = ["Contraction", "Letters", "letters"]
+
+SUMMED = "they are multiplied with one another and summed up"
+
+
+@dataclasses.dataclass(frozen=True)
+class Letters:
+    """The axes of a contraction by letter, one string an operand and one for the result."""
+
+    operands: tuple[str, str]
+    result: str
+
+    @property
+    def contracted(self) -> str:
+        """Letters of both operands that the result does not have."""
+        return "".join(c for c in self.operands[0] if c in self.operands[1] and c not in self.result)
+
+    @property
+    def batch(self) -> str:
+        """Letters of both operands and the result."""
+        return "".join(c for c in self.result if c in self.operands[0] and c in self.operands[1])
+
+    def free(self, operand: int) -> str:
+        """Letters of one operand and the result alone."""
+        return "".join(
+            c for c in self.operands[operand] if c in self.result and c not in self.operands[1 - operand]
+        )
+
+    def summed(self, operand: int) -> str:
+        """Letters of one operand alone, which an Einsum sums up."""
+        return "".join(
+            c for c in self.operands[operand] if c not in self.result and c not in self.operands[1 - operand]
+        )
+
+
+def letters(node: ir.Node, ranks: tuple[int, int]) -> Letters | None:
+    """Name the axes of a node's two operands; None for an Einsum of another form."""
+    if node.op_type == "Gemm":
+        one = "km" if attribute_int(node, "transA", 0) else "mk"
+        other = "nk" if attribute_int(node, "transB", 0) else "kn"
+        return Letters((one, other), "mn")
+    if node.op_type == "MatMul":
+        names = string.ascii_uppercase
+        shared = max(ranks[0], ranks[1]) - 2
+        batch = names[: max(shared, 0)]
+        one = "k" if ranks[0] == 1 else batch[len(batch) - (ranks[0] - 2) :] + "mk"
+        other = "k" if ranks[1] == 1 else batch[len(batch) - (ranks[1] - 2) :] + "kn"
+        return Letters((one, other), batch + ("m" if ranks[0] > 1 else "") + ("n" if ranks[1] > 1 else ""))
+    equation = node.attributes["equation"].as_string().replace(" ", "")
+    if "." in equation or "->" not in equation:
+        return None
+    terms, result = equation.split("->")
+    operands = terms.split(",")
+    if len(operands) != 2 or any(len(set(term)) != len(term) for term in (*operands, result)):
+        return None
+    return Letters((operands[0], operands[1]), result)
+
+
+def place(tags: Array, axes: str, target: str) -> Array:
+    """Put the axes `axes` of a compact array where `target` has them; other axes get size 1."""
+    order = [axes.index(c) for c in target if c in axes]
+    moved = tags.transpose(order + [axis for axis in range(tags.ndim) if axis not in order])
+    sizes = iter(moved.shape)
+    return moved.reshape([next(sizes) if c in axes else 1 for c in target])
+
+
+def pick(tags: Array, axes: str, wanted: str) -> Array:
+    """The part of a compact array along the letters `wanted`, in their order, at the first index of the others."""
+    index = tuple(slice(None) if c in wanted else 0 for c in axes)
+    rest = "".join(c for c in axes if c in wanted)
+    return tags[index].transpose([rest.index(c) for c in wanted])
+
+
+@dataclasses.dataclass(frozen=True)
+class Weighted:
+    """What the trace of a contraction with a weight remembers.
+
+    Attributes:
+        names: the letters.
+        weight: which operand is the weight.
+        batch: batch letters on which the weight has its own numbers and the channels vary.
+        incoming: tags over `batch` + contracted letters.
+        outgoing: new tags over `batch` + the weight's free letters, or None: the activation's own channels go through.
+    """
+
+    names: Letters
+    weight: int
+    batch: str
+    incoming: Array
+    outgoing: Array | None
+
+
+class Contraction:
+    """MatMul, Gemm and Einsum."""
+
+    def trace(self, node: ir.Node, t: Trace) -> None:
+        """Decide which operand, if any, is the weight."""
+        out = node.outputs[0]
+        values = [value for value in node.inputs[:2] if value is not None]
+        if len(values) != 2 or not t.known(out) or not all(t.known(value) for value in values):
+            Pins("the sizes that '{op}' works with are not known").trace(node, t)
+            return
+        names = letters(node, (len(t.shape(values[0])), len(t.shape(values[1]))))
+        if names is None or (node.op_type == "Einsum" and len(node.inputs) != 2):
+            Pins("'{op}' has an equation of another form than a product of two operands").trace(node, t)
+            return
+        constant = [t.is_weight(value) for value in values]
+        if any(constant):
+            self.trace_weight(node, t, names, 0 if constant[0] and not constant[1] else 1)
+        else:
+            trace_product(node, t, names)
+        extra = input_at(node, 2)
+        if extra is not None:
+            trace_addend(node, t, extra)
+
+    def trace_weight(self, node: ir.Node, t: Trace, names: Letters, weight: int) -> None:
+        """Consume channels, and make new ones."""
+        value, table, out = node.inputs[1 - weight], node.inputs[weight], node.outputs[0]
+        if value is None or table is None:
+            return
+        axes, mine = names.operands[1 - weight], names.operands[weight]
+        tags, sizes = t.get(value), dict(zip(mine, t.shape(table), strict=True))
+        real = dict(zip(axes, t.shape(value), strict=True))
+        if pick(tags, axes, names.summed(1 - weight)).size > 1:
+            t.pin(tags, node, SUMMED)
+        contracted = "".join(c for c in names.contracted if sizes[c] > 1)
+        if any(sizes[c] != real[c] for c in names.contracted):
+            Pins("'{op}' broadcasts a contracted axis").trace(node, t)
+            return
+        consumes = pick(tags, axes, contracted).size > 1
+        batch = "".join(c for c in names.batch if sizes[c] > 1)
+        through = names.free(1 - weight) + "".join(c for c in names.batch if sizes[c] == 1)
+        if consumes:
+            tags = t.unite_along(node, tags, tuple(axes.index(c) for c in through))
+        single = not varying_axes(tags)
+        if single and not contracted:
+            t.pin(tags, node, "a single channel is multiplied out")
+        batch = "".join(c for c in batch if tags.shape[axes.index(c)] > 1)
+        incoming = np.broadcast_to(
+            pick(tags, axes, batch + contracted), [real[c] for c in batch + contracted]
+        )
+        free = names.free(weight)
+        passes = not consumes and any(tags.shape[axes.index(c)] > 1 for c in through)
+        outgoing = None
+        if passes or not free:
+            # the axes that make no new channels keep those that come in
+            kept = place(tags, axes, names.result)
+            if contracted and consumes:
+                kept = np.zeros((1,) * len(names.result), dtype=np.int64)
+                t.pin(incoming, node, SUMMED)
+            t.set(node, out, kept)
+            if passes:
+                t.blocked[node] = Pin(
+                    label(node),
+                    f"'{label(node)}' already carries the channels of its input along another axis",
+                    "keep them: a tensor has one axis of channels",
+                )
+        else:
+            outgoing = t.tags.fresh(tuple(real.get(c, sizes[c]) for c in batch) + tuple(sizes[c] for c in free))
+            made = place(outgoing, batch + free, names.result)
+            t.sources[node] = made
+            t.set(node, out, made)
+            if batch or len(free) > 1:
+                wide = incoming.reshape(int(np.prod([real[c] for c in batch])), -1) if batch else None
+                rows = outgoing.reshape(wide.shape[0], -1) if wide is not None else squeezed(outgoing)
+                if rows.ndim > 1:
+                    t.tags.grids.append(Grid(rows, wide, label(node), "part"))
+        t.notes[node] = Weighted(names, weight, batch, incoming, outgoing)
+        role = (
+            "".join("k" if c in names.contracted else "b" if c in batch else "f" if c in free else "." for c in mine)
+        )
+        t.tie_weight(node, table, role, (incoming,) if outgoing is None else (incoming, outgoing))
+
+    def replay(self, node: ir.Node, r: Replay) -> None:
+        """Cut the weight, or follow the activations."""
+        noted = r.trace.notes.get(node)
+        if isinstance(noted, Weighted):
+            replay_weight(node, r, noted)
+        elif noted is not None:
+            replay_product(node, r, noted)
+        extra = input_at(node, 2)
+        if extra is not None and r.is_changed(node.outputs[0]):
+            replay_addend(node, r, extra)
+
+
+def squeezed(tags: Array) -> Array:
+    """Without axes of size 1."""
+    return tags.reshape([size for size in tags.shape if size > 1] or [1])
+
+
+def replay_weight(node: ir.Node, r: Replay, noted: Weighted) -> None:
+    """Cut the rows and columns of a weight."""
+    names, weight = noted.names, noted.weight
+    value, table, out = node.inputs[1 - weight], node.inputs[weight], node.outputs[0]
+    if value is None or table is None:
+        return
+    axes, mine = names.operands[1 - weight], names.operands[weight]
+    incoming, old = noted.incoming, noted.outgoing
+    sizes = dict(zip(axes, r.shape(value), strict=True))
+    lines = "".join(c for c in names.contracted if dict(zip(mine, r.old_shape(table), strict=True))[c] > 1)
+    arriving = incoming
+    if r.is_changed(value):
+        wide = [sizes[c] for c in noted.batch + lines]
+        arriving = np.broadcast_to(pick(r.new(value), axes, noted.batch + lines), wide)
+    leaving = None
+    if old is not None:
+        leaving = survivors(node, r, old, arriving, incoming, len(noted.batch))
+    unchanged = arriving.shape == incoming.shape and bool((arriving == incoming).all())
+    if old is None or leaving is None:
+        if r.is_changed(value) and r.trace.tags.of[out].any():
+            r.set(node, out, place(r.new(value), axes, names.result))
+    elif unchanged and leaving.shape == old.shape and (leaving == old).all():
+        return
+    else:
+        r.set(node, out, place(leaving, noted.batch + names.free(weight), names.result))
+    places: dict[str, Array] = {}
+    came = np.unravel_index(r.origins(node, incoming, arriving), incoming.shape)
+    target = noted.batch + lines + names.free(weight)
+    for c, where in zip(noted.batch + lines, came, strict=True):
+        places[c] = place(where, noted.batch + lines, target)
+    zero = place(arriving < 0, noted.batch + lines, target)
+    if old is not None and leaving is not None:
+        free = noted.batch + names.free(weight)
+        went = np.unravel_index(r.origins(node, old, leaving), old.shape)
+        for c, where in zip(free, went, strict=True):
+            if c not in noted.batch:
+                places[c] = place(where, free, target)
+        zero = zero | place(leaving < 0, free, target)
+    picks: list[Array | None] = []
+    for c in mine:
+        found = places.get(c)
+        if found is None:
+            picks.append(None)
+        elif not noted.batch and found.size == max(found.shape):
+            picks.append(found.ravel())
+        else:
+            picks.append(place(found, target, mine))
+    r.edit(Select(node, weight, tuple(picks), place(zero, target, mine) if zero.any() else None))
+
+
+def survivors(node: ir.Node, r: Replay, old: Array, arriving: Array, incoming: Array, batch: int) -> Array:
+    """What a plan leaves of the channels that a weight makes, over batch and free letters."""
+    varying = [axis for axis in range(old.ndim) if old.shape[axis] > 1]
+    if batch == 0 and len(varying) <= 1:
+        left = r.survivors(old.ravel())
+        return left.reshape([-1 if axis in varying else 1 for axis in range(old.ndim)] if varying else old.shape)
+    rows = old.reshape(int(np.prod(old.shape[: max(batch, 1)])), -1)
+    order = range(rows.shape[0])
+    if batch:
+        came = r.origins(node, incoming, arriving).reshape(int(np.prod(arriving.shape[:batch])), -1)
+        order = [int(row[0]) // int(np.prod(incoming.shape[batch:])) for row in came]
+    kept = [line for line in (r.survivors(rows[row]) for row in order)]
+    alive = kept if batch else [line for line in kept if line.size]
+    lengths = {line.size for line in alive}
+    r.require(node, len(lengths) == 1 and 0 not in lengths, old, "its rows would differ in length")
+    stacked = np.stack(alive)
+    inner = old.shape[max(batch, 1) :]
+    r.require(node, len(inner) == 1 or stacked.shape[1] == int(np.prod(inner)), old, "its parts would differ")
+    outer = (stacked.shape[0],) if max(batch, 1) == 1 else (*arriving.shape[:batch],)
+    return stacked.reshape(*outer, *(inner if len(inner) != 1 else (stacked.shape[1],)))
+
+
+@dataclasses.dataclass(frozen=True)
+class Product:
+    """What the trace of a product of two activations remembers.
+
+    Attributes:
+        names: the letters.
+        coarse: whether the contracted letters carry channels, so that batch letters live on as coarse ones.
+    """
+
+    names: Letters
+    coarse: bool
+
+
+def trace_product(node: ir.Node, t: Trace, names: Letters) -> None:
+    """Tie the contracted channels of two activations; pass on the others."""
+    values = [value for value in node.inputs[:2] if value is not None]
+    sides = [t.get(value) for value in values]
+    shapes = [dict(zip(axes, t.shape(value), strict=True)) for axes, value in zip(names.operands, values, strict=True)]
+    contracted = names.contracted
+    for side, (tags, axes) in enumerate(zip(sides, names.operands, strict=True)):
+        if pick(tags, axes, names.summed(side)).size > 1:
+            t.pin(tags, node, SUMMED)
+    carries = [pick(tags, axes, contracted).size > 1 for tags, axes in zip(sides, names.operands, strict=True)]
+    single = [tags.any() and not varying_axes(tags) for tags in sides]
+    if any(carries):
+        inner = [
+            t.unite_along(node, tags, tuple(axes.index(c) for c in names.free(side)))
+            for side, (tags, axes) in enumerate(zip(sides, names.operands, strict=True))
+        ]
+        target = names.batch + contracted
+        one, other = (place(tags, axes, target) for tags, axes in zip(inner, names.operands, strict=True))
+        t.unite(node, one, other)
+        for value, tags in zip(values, inner, strict=True):
+            t.tags.zero_only[value] = Pin(label(node), SUMMED, "make them zero, not constant")
+            t.tags.stiffen(tags, Pin(label(node), SUMMED, "keep them"))
+        wide = np.maximum(np.broadcast_arrays(one, other)[0], 0)
+        t.notes[node] = Product(names, coarse=True)
+        t.set(node, node.outputs[0], coarse_result(node, t, names, wide))
+        return
+    for tags, alone in zip(sides, single, strict=True):
+        if alone:
+            t.pin(tags, node, "a single channel is multiplied out")
+    placed = [place(tags, axes, names.result) for tags, axes in zip(sides, names.operands, strict=True)]
+    real = [tuple(sizes.get(c, 1) for c in names.result) for sizes in shapes]
+    result = combine(node, t, (placed[0], real[0]), (placed[1], real[1]))
+    t.notes[node] = Product(names, coarse=False)
+    t.set(node, node.outputs[0], result)
+
+
+def coarse_result(node: ir.Node, t: Trace, names: Letters, wide: Array) -> Array:
+    """Tags of the result, given those over batch and contracted letters: one coarse channel a batch index."""
+    target = names.batch + names.contracted
+    if all(wide.shape[target.index(c)] == 1 for c in names.batch):
+        return np.zeros((1,) * len(names.result), dtype=np.int64)
+    axes = tuple(target.index(c) for c in names.contracted)
+    return place(t.tags.coarsen((node, "product"), wide, axes, label(node)), target, names.result)
+
+
+def replay_product(node: ir.Node, r: Replay, noted: Product) -> None:
+    """Check that the contracted channels still match; pass on the others."""
+    values = [value for value in node.inputs[:2] if value is not None]
+    if not any(r.is_changed(value) for value in values):
+        return
+    names, out = noted.names, node.outputs[0]
+    sides = [r.new(value) for value in values]
+    shapes = [dict(zip(axes, r.shape(value), strict=True)) for axes, value in zip(names.operands, values, strict=True)]
+    for c in names.contracted + names.batch:
+        fits = shapes[0][c] == shapes[1][c] or (c in names.batch and 1 in (shapes[0][c], shapes[1][c]))
+        r.require(node, fits, sides[0], "its operands would differ in length")
+    if noted.coarse:
+        target = names.batch + names.contracted
+        inner = [pick_first(tags, axes, target) for tags, axes in zip(sides, names.operands, strict=True)]
+        r.agree(node, inner[0], inner[1])
+        wide = np.broadcast_arrays(inner[0], inner[1])[0]
+        before = [pick_first(r.old(value), axes, target) for value, axes in zip(values, names.operands, strict=True)]
+        old = np.broadcast_arrays(before[0], before[1])[0]
+        if any(old.shape[target.index(c)] > 1 for c in names.batch):
+            r.set(node, out, coarse_result(node, r.trace, names, wide))
+        return
+    old_out = r.old(out)
+    for value, axes, tags in zip(values, names.operands, sides, strict=True):
+        before = place(r.old(value), axes, names.result)
+        if before.shape == old_out.shape and (before == old_out).all():
+            r.set(node, out, place(tags, axes, names.result))
+            return
+
+
+def pick_first(tags: Array, axes: str, target: str) -> Array:
+    """Compact tags over `target`, at the first index of other axes, on which they are tied anyway."""
+    index = tuple(slice(None) if c in target else slice(0, 1) for c in axes)
+    return place(tags[index], axes, target)
+
+
+def trace_addend(node: ir.Node, t: Trace, extra: ir.Value) -> None:
+    """Gemm's third operand is added to the result."""
+    out = node.outputs[0]
+    if not t.is_weight(extra):
+        real = (1,) * (2 - len(t.shape(extra))) + t.shape(extra)
+        mine = t.get(extra).reshape((1,) * (2 - len(t.shape(extra))) + t.get(extra).shape)
+        result = combine(node, t, (t.get(out), t.shape(out)), (mine, real))
+        if varying_axes(result) != varying_axes(t.get(out)):
+            t.pin(result, node, "they are added to data that has no removable channels")
+    else:
+        operand_tags(node, t, 2, t.get(out))
+
+
+def replay_addend(node: ir.Node, r: Replay, extra: ir.Value) -> None:
+    """Cut a constant third operand; check another."""
+    out = node.outputs[0]
+    old, new = r.old(out), r.new(out)
+    if r.trace.is_weight(extra):
+        before = operand_tags(node, r.trace, 2, old)
+        after = operand_tags(node, r.trace, 2, new, old)
+        skip = 2 - len(r.old_shape(extra))
+        r.select(
+            node,
+            2,
+            before.reshape(before.shape[skip:]),
+            after.reshape(after.shape[skip:]),
+            r.old_shape(extra),
+        )
+        return
+    mine = r.new(extra).reshape((1,) * (2 - len(r.shape(extra))) + r.new(extra).shape)
+    if r.is_changed(extra):
+        r.require(node, mine.shape == new.shape, mine, "its operands would differ in length")
+        r.agree(node, mine, new)
+    else:
+        real = (1,) * (2 - len(r.shape(extra))) + r.shape(extra)
+        fits = all(size in {1, whole} for size, whole in zip(real, r.shape(out), strict=True))
+        r.require(node, fits, new, "its operands would differ in length")

@@ -1,0 +1,127 @@
+"""Plans zero channels that bring counts up to a multiple the runtime likes.
+
+Channels that appear in exactly the same tensors (and in the same group of each grouped convolution) form a cell; a cell
+is padded as one, behind its last channel, wherever that stands. Every tensor is made of whole cells, so that with every
+cell a multiple, every tensor is.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from passes.analysis.tags import Conflict, Pin
+from passes.analysis.walk import Replay, label
+from passes.base import Change, Skip
+from passes.planners.dead_channels import weight_of
+from passes.plans import ChannelPlan
+
+if TYPE_CHECKING:
+    from passes.analysis.channels import ChannelMap
+    from passes.analysis.compact import Array
+
+__all__ = ["Alignment", "plan_alignment"]
+
+CONVOLUTIONS = frozenset({"Conv", "ConvTranspose"})
+
+
+@dataclasses.dataclass(frozen=True)
+class Alignment:
+    """Padding, ready to be carried out.
+
+    Attributes:
+        plan: where zero channels go, by the tensor that makes them.
+        replay: the walk that proved it, with the edits.
+        changes: what it does, in words.
+        skips: counts that stay odd, and why.
+    """
+
+    plan: ChannelPlan
+    replay: Replay
+    changes: tuple[Change, ...]
+    skips: tuple[Skip, ...]
+
+
+def plan_alignment(channels: ChannelMap, *, multiple: int) -> Alignment:
+    """Plan zero channels so that every convolution's counts are multiples.
+
+    Args:
+        channels: the channel map of the model.
+        multiple: the count wanted, per group for grouped convolutions.
+    """
+    roots, trace = channels.roots, channels.trace
+    cells = find_cells(channels)
+    refused: dict[int, Pin] = {**channels.pinned, **channels.rigid}
+    while True:
+        pads: dict[int, int] = {}
+        by_class: dict[int, int] = {}
+        for cell in cells:
+            missing = -cell.size % multiple
+            if missing and not any(int(root) in refused for root in cell):
+                by_class[int(cell[-1])] = missing
+        tags = np.flatnonzero(np.isin(roots, list(by_class)))
+        pads = {int(tag): by_class[int(roots[tag])] for tag in tags}
+        try:
+            replay = channels.replay(np.zeros(roots.size, dtype=bool), pads)
+        except Conflict as conflict:
+            mine = {int(root) for root in roots[conflict.tags]}
+            new = [cell for cell in cells if int(cell[-1]) in by_class and mine & {int(root) for root in cell}]
+            if not new:
+                raise
+            pin = Pin(conflict.subject, f"'{conflict.subject}' cannot follow: {conflict.reason}", "keep the count")
+            for cell in new:
+                refused.setdefault(int(cell[-1]), pin)
+            continue
+        break
+    padded: dict[str, dict[int, int]] = {}
+    changes, skips = [], []
+    for node, made in trace.sources.items():
+        if node.op_type not in CONVOLUTIONS:
+            continue
+        line = made.ravel()
+        added = {int(i): pads[int(tag)] for i, tag in enumerate(line) if int(tag) in pads}
+        if added:
+            padded[node.outputs[0].name or ""] = added
+            what = "output channels, zero channels added"
+            changes.append(Change(weight_of(channels, node), what, line.size, line.size + sum(added.values())))
+        elif line.size % multiple:
+            reason = next((refused[int(root)] for root in roots[line] if int(root) in refused), None)
+            if reason is not None:
+                skips.append(
+                    Skip(f"{weight_of(channels, node)}: {line.size} channels", reason.reason, reason.advice)
+                )
+    return Alignment(ChannelPlan(padded=padded), replay, tuple(changes), tuple(skips))
+
+
+def find_cells(channels: ChannelMap) -> list[Array]:
+    """Classes of channels that stand in the same tensors and groups, of those that a convolution makes or reads."""
+    roots, trace = channels.roots, channels.trace
+    rows = list(rows_of(channels))
+    count = len(trace.tags.of) + len(rows)
+    seeds = np.random.default_rng(0).integers(1, 2**63 - 1, size=count, dtype=np.int64)
+    marks = np.zeros(roots.size, dtype=np.int64)
+    convolved = np.zeros(roots.size, dtype=bool)
+    # a class's mark is the exclusive or of the numbers of all sets it is in: equal marks, equal sets
+    for seed, tags in zip(seeds, [*trace.tags.of.values(), *rows], strict=True):
+        marks[np.unique(roots[tags])] ^= seed
+    for node, noted in trace.notes.items():
+        if node.op_type in CONVOLUTIONS:
+            for side in noted:
+                convolved[roots[side]] = True
+    cells: dict[int, list[int]] = {}
+    classes = np.unique(roots)
+    for root in classes[convolved[classes]]:
+        if root != 0:
+            cells.setdefault(int(marks[root]), []).append(int(root))
+    return [np.asarray(cell) for cell in cells.values()]
+
+
+def rows_of(channels: ChannelMap) -> Iterator[Array]:
+    """The rows of every grid: each is a cell of its own."""
+    for grid in channels.trace.tags.grids:
+        for side in (grid.tags, grid.partner):
+            if side is not None and side.ndim > 1:
+                yield from side.reshape(-1, side.shape[-1])

@@ -1,0 +1,239 @@
+"""Plans the removal of dead channels: constant ones, whose constant can be carried on, and ones that nobody reads.
+
+A class of channels can go if everywhere it appears it is constant or not needed. Then ties decide which really do
+(`passes.planners.ties`), and how the constants of those are carried on (`passes.planners.carrying`). If a node cannot
+follow after all, its channels stay, and the plan is made again.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from passes import weights
+from passes.analysis import operands
+from passes.analysis.axis_rules.contraction import Weighted
+from passes.analysis.tags import Conflict, Pin
+from passes.analysis.walk import Replay, label
+from passes.base import Change, Skip
+from passes.planners.carrying import Carry, Carrying
+from passes.planners.ties import Settlement
+from passes.plans import ChannelPlan
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+    from passes.analysis.channels import ChannelMap
+    from passes.analysis.compact import Array
+    from passes.analysis.edits import Edit
+
+__all__ = ["Removal", "plan_removal"]
+
+MOST_LISTED = 12
+
+
+@dataclasses.dataclass(frozen=True)
+class Removal:
+    """A removal, ready to be carried out.
+
+    Attributes:
+        plan: which channels go, by the tensor that makes them.
+        edits: what has to be changed for it.
+        replay: the walk that proved it.
+        changes: what it does, in words.
+        skips: what stays, and why.
+    """
+
+    plan: ChannelPlan
+    edits: tuple[Edit, ...]
+    replay: Replay
+    changes: tuple[Change, ...]
+    skips: tuple[Skip, ...]
+
+
+def plan_removal(channels: ChannelMap, *, carry: Carry = "carrier") -> Removal:
+    """Plan the removal of every channel that is provably dead.
+
+    Args:
+        channels: the channel map of the model.
+        carry: the form to prefer for constants that no bias can hold.
+    """
+    in_use, why = used_classes(channels)
+    carrying = Carrying(channels, carry)
+    held: dict[int, Pin] = {}
+    while True:
+        stay = in_use.copy()
+        stay[list(held)] = True
+        settlement = Settlement(channels, stay)
+        settlement.settle()
+        while (more := carrying.wanted(settlement.stay)) is not None:
+            classes, pin = more
+            if pin is None:
+                settlement.stay[classes] = True
+            else:
+                settlement.keep(classes, pin)
+            settlement.settle()
+        drop = ~settlement.stay[channels.roots]
+        drop[0] = False
+        try:
+            replay = channels.replay(drop)
+        except Conflict as conflict:
+            classes = np.unique(channels.roots[conflict.tags])
+            new = [int(root) for root in classes if not settlement.stay[root]]
+            if not new:
+                raise
+            pin = Pin(conflict.subject, f"'{conflict.subject}' cannot follow: {conflict.reason}", "keep them")
+            held.update(dict.fromkeys(new, pin))
+            continue
+        break
+    merges, amounts, carriers = carrying.edits(settlement.stay, replay)
+    reasons = {**why, **channels.pinned, **held, **settlement.why}
+    for root, (reader, count) in carriers.items():
+        reasons[root] = carrier_pin(reader, count)
+    dropped = {
+        node.outputs[0].name or "": tuple(int(i) for i in np.flatnonzero(drop[made.ravel()]))
+        for node, made in channels.trace.sources.items()
+        if drop[made].any()
+    }
+    return Removal(
+        ChannelPlan(dropped),
+        (*merges, *replay.edits, *amounts),
+        replay,
+        tuple(describe(channels, drop, carriers, amounts)),
+        tuple(explain(channels, settlement.stay, reasons)),
+    )
+
+
+def carrier_pin(reader: str, count: int) -> Pin:
+    """Why a carrier stays."""
+    return Pin(
+        reader,
+        f"it carries the constants of {count} dead channels into '{reader}', whose borders need a real channel",
+        "nothing to do: one channel serves all; carry='bias-map' is the other exact form",
+    )
+
+
+def used_classes(channels: ChannelMap) -> tuple[Array, dict[int, Pin]]:
+    """Classes that cannot go: pinned, or varying and needed somewhere; with a reason for the latter.
+
+    Returns:
+        bool, shape `(tags,)`, by class; and class -> reason.
+    """
+    roots, trace, found = channels.roots, channels.trace, channels.values
+    used = np.zeros(trace.tags.count, dtype=bool)
+    used[0] = True
+    used[list(channels.pinned)] = True
+    why: dict[int, Pin] = {}
+    for value, tags in trace.tags.of.items():
+        if not tags.any():
+            continue
+        known, needed = found.constants.get(value), found.needed.get(value)
+        constant = np.zeros((1,) * tags.ndim, dtype=bool) if known is None else known.mask
+        zero_only = trace.tags.zero_only.get(value)
+        if zero_only is not None and known is not None:
+            constant = constant & (known.value == 0)
+        bad = ~constant if needed is None else needed & ~constant
+        axes = tuple(axis for axis, size in enumerate(tags.shape) if size == 1)
+        bad = np.broadcast_to(bad.any(axis=axes, keepdims=True), tags.shape)
+        classes = np.unique(roots[tags[bad]])
+        for root in classes[~used[classes]]:
+            why[int(root)] = reason_at(channels, value, zero_only if known is not None else None)
+        used[classes] = True
+    return used, why
+
+
+def reason_at(channels: ChannelMap, value: ir.Value, zero_only: Pin | None) -> Pin:
+    """Why a dead channel cannot go that is in use at `value`."""
+    if zero_only is not None:
+        return zero_only
+    node = value.producer()
+    name = value.name or ""
+    if node is not None and any(channels.sizes.symbolic.get(value, ())[2:]):
+        source = node.inputs[0] if node.inputs else None
+        if source is not None and channels.values.constants.get(source) is not None and node not in channels.trace.sources:
+            return Pin(
+                label(node),
+                f"'{label(node)}' makes a pattern over space of its constant, at sizes that are not static",
+                "fix the input's size with --shape",
+            )
+    return Pin(
+        name,
+        f"it is tied to channels of '{name}' that are in use",
+        "prune the channels that are tied together as one",
+    )
+
+
+def weight_of(channels: ChannelMap, node: ir.Node) -> str:
+    """The name under which the user knows the channels that a node makes."""
+    noted = channels.trace.notes.get(node)
+    index = noted.weight if isinstance(noted, Weighted) else 1 if node.op_type in {"Conv", "ConvTranspose"} else 0
+    value = node.inputs[index] if index < len(node.inputs) else None
+    dequantizer = operands.dequantizer(value)
+    value = value if dequantizer is None else dequantizer.inputs[0]
+    return label(node) if value is None else value.name or label(node)
+
+
+def describe(
+    channels: ChannelMap,
+    drop: Array,
+    carriers: dict[int, tuple[str, int]],
+    amounts: list[Edit],
+) -> Iterator[Change]:
+    """What a removal does, a line a weight."""
+    for node, made in channels.trace.sources.items():
+        gone = int(drop[made].sum())
+        if gone:
+            yield Change(weight_of(channels, node), "output channels", made.size, made.size - gone)
+    for reader, count in carriers.values():
+        yield Change(reader, "dead input channels taken over by a carrier", count, 1)
+    for edit in amounts:
+        node = edit.node
+        into = getattr(edit, "into", None)
+        what = "constant folded into the bias, output channels" if into is not None else "bias map added, output channels"
+        size = edit.amount.size if hasattr(edit, "amount") else 0
+        yield Change(label(node), what, 0, int(size))
+
+
+def explain(channels: ChannelMap, stay: Array, reasons: dict[int, Pin]) -> Iterator[Skip]:
+    """A Skip for every dead channel that stays."""
+    for node, made in dead_sources(channels):
+        name = weight_of(channels, node)
+        by_reason: dict[Pin, list[int]] = {}
+        for index in made:
+            root = int(channels.roots[channels.trace.sources[node].ravel()[index]])
+            if root == 0 or stay[root]:
+                by_reason.setdefault(reasons.get(root, UNTAGGED), []).append(index)
+        for pin, indices in by_reason.items():
+            yield Skip(f"{name}: channels {listed(indices)}", pin.reason, pin.advice)
+    for node, pin in channels.trace.blocked.items():
+        table = weights.constant(node.inputs[1])
+        if table is not None and not table.any(axis=tuple(range(table.ndim - 1))).all():
+            yield Skip(weight_of(channels, node), pin.reason, pin.advice)
+
+
+UNTAGGED = Pin("", "they belong to data that comes in from outside, and cannot be cut", "keep them")
+
+
+def dead_sources(channels: ChannelMap) -> Iterator[tuple[ir.Node, list[int]]]:
+    """For each node that makes channels, the positions of those that are constant or not needed there."""
+    found = channels.values
+    for node, made in channels.trace.sources.items():
+        out = node.outputs[0]
+        known, needed = found.constants.get(out), found.needed.get(out)
+        dead = np.zeros((1,) * made.ndim, dtype=bool) if known is None else known.mask
+        if needed is not None:
+            dead = dead | ~needed
+        axes = tuple(axis for axis, size in enumerate(made.shape) if size == 1)
+        dead = np.broadcast_to(dead.all(axis=axes, keepdims=True), made.shape)
+        indices = np.flatnonzero(dead.ravel())
+        if indices.size:
+            yield node, [int(index) for index in indices]
+
+
+def listed(indices: list[int]) -> str:
+    """Indices for a message, all if they are few."""
+    shown = ", ".join(str(index) for index in indices[:MOST_LISTED])
+    return f"[{shown}]" if len(indices) <= MOST_LISTED else f"[{shown}, ... {len(indices)} in all]"

@@ -1,0 +1,55 @@
+"""Plans: what planners decide and passes carry out. Frozen, printable, saveable."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+
+__all__ = ["ChannelPlan"]
+
+
+@dataclasses.dataclass(frozen=True)
+class ChannelPlan:
+    """Which channels go, and where zero channels are put in.
+
+    Channels are named by the tensor that the weight making them writes, and their position along its channels. All
+    tensors that are tied to them follow.
+
+    Attributes:
+        dropped: tensor name -> positions of the channels that are cut, in order.
+        padded: tensor name -> position -> how many zero channels are put behind it.
+    """
+
+    dropped: Mapping[str, tuple[int, ...]] = dataclasses.field(default_factory=dict)
+    padded: Mapping[str, Mapping[int, int]] = dataclasses.field(default_factory=dict)
+
+    def __bool__(self) -> bool:
+        return bool(self.dropped or self.padded)
+
+    def __str__(self) -> str:
+        lines = [f"{name}: drop {len(indices)} channels" for name, indices in self.dropped.items()]
+        lines += [f"{name}: pad {sum(counts.values())} channels" for name, counts in self.padded.items()]
+        return "\n".join(lines) or "nothing to do"
+
+    def to_json(self) -> str:
+        """The plan as a JSON document."""
+        return json.dumps(dataclasses.asdict(self), indent=1)
+
+    @classmethod
+    def from_json(cls, text: str) -> ChannelPlan:
+        """Read what `to_json` wrote.
+
+        Raises:
+            ValueError: the text is not such a document.
+        """
+        try:
+            document = json.loads(text)
+            dropped = {str(name): tuple(int(i) for i in indices) for name, indices in document["dropped"].items()}
+            padded = {
+                str(name): {int(i): int(n) for i, n in counts.items()} for name, counts in document["padded"].items()
+            }
+        except (KeyError, TypeError, AttributeError) as error:
+            msg = "not a channel plan: a JSON object with 'dropped' and 'padded' is wanted"
+            raise ValueError(msg) from error
+        return cls(dropped, padded)

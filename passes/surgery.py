@@ -1,0 +1,289 @@
+"""Carries out edits: the one place where a plan becomes changes of a graph."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+import numpy as np
+import onnx_ir as ir
+
+from passes import weights
+from passes.analysis import operands
+from passes.analysis.compact import Array
+from passes.analysis.edits import (
+    Accumulate,
+    Edit,
+    Merge,
+    Patch,
+    Select,
+    SetAttribute,
+    SetInput,
+    SplitBySizes,
+)
+from passes.errors import UnsupportedGraph
+
+__all__ = ["operate"]
+
+
+def operate(model: ir.Model, edits: Iterable[Edit], shapes: Mapping[ir.Value, tuple[int, ...]]) -> None:
+    """Change `model` in place.
+
+    Args:
+        model: the model that the edits were made for.
+        edits: what to change.
+        shapes: the sizes that activations have afterwards; only axes that changed are written.
+    """
+    edits = list(edits)
+    for edit in edits:
+        if isinstance(edit, Merge):
+            merge(edit)
+    select([edit for edit in edits if isinstance(edit, Select)])
+    for edit in edits:
+        match edit:
+            case Accumulate():
+                accumulate(edit)
+            case SetInput(node, index, array):
+                replace(node, index, array)
+            case Patch():
+                patch(edit)
+            case SetAttribute(node, name, int() as number):
+                node.attributes[name] = ir.AttrInt64(name, number)
+            case SetAttribute(node, name, tuple() as numbers):
+                node.attributes[name] = ir.AttrInt64s(name, numbers)
+            case SplitBySizes(node, sizes):
+                split(node, sizes)
+            case _:
+                pass
+    for value, sizes in shapes.items():
+        if value.shape is not None and len(value.shape) == len(sizes):
+            old = list(value.shape)
+            known = [size if isinstance(before, int) else before for before, size in zip(old, sizes, strict=True)]
+            value.shape = ir.Shape(known)
+
+
+def replace(node: ir.Node, index: int, array: Array) -> None:
+    """Give one use of a constant new data; the tensor itself, if nobody else reads it."""
+    value = node.inputs[index]
+    if value is None or value.graph is None:
+        pass
+    elif len(value.uses()) == 1 and value.is_initializer() and not value.is_graph_output():
+        weights.set_tensor(value, array)
+        return
+    weights.copy_for(node, index, array)
+
+
+def merge(edit: Merge) -> None:
+    """Let one input channel take over others."""
+    value = edit.node.inputs[edit.index]
+    old = weights.constant(value)
+    if old is None:
+        raise UnsupportedGraph(edit.node.name or "", "its weight is not a plain constant")
+    array = old.astype(np.float64)
+    rows = [slice(None)] * array.ndim
+    if edit.rows is not None:
+        rows[edit.rows[0]] = slice(edit.rows[1], edit.rows[2])
+    part = array[tuple(rows)]
+    moved = np.moveaxis(part, edit.axes, range(len(edit.axes)))
+    taken = moved[edit.sources]
+    moved[edit.sources] = 0
+    if edit.into is not None:
+        factors = edit.factors.reshape([-1] + [1] * (taken.ndim - 1))
+        moved[edit.into] += (taken * factors).sum(0)
+    replace(edit.node, edit.index, array.astype(old.dtype))
+
+
+def take(array: Array, picks: tuple[Array | None, ...]) -> Array:
+    """Take elements by picks; see `Select`."""
+    if all(pick is None or pick.ndim <= 1 for pick in picks):
+        for axis, pick in enumerate(picks):
+            if pick is not None:
+                array = np.take(array, pick, axis)
+        return array
+    grid = []
+    for axis, pick in enumerate(picks):
+        line = [1] * array.ndim
+        line[axis] = -1
+        if pick is None:
+            grid.append(np.arange(array.shape[axis]).reshape(line))
+        elif pick.ndim == 1 and array.ndim > 1:
+            grid.append(pick.reshape(line))
+        else:
+            grid.append(pick.reshape(pick.shape + (1,) * (array.ndim - pick.ndim)))
+    return array[tuple(grid)]
+
+
+def select(edits: list[Select]) -> None:
+    """Cut constants; uses of one constant that are cut alike go on sharing it."""
+    by_value: dict[ir.Value, list[Select]] = {}
+    for edit in edits:
+        value = edit.node.inputs[edit.index]
+        if value is not None:
+            by_value.setdefault(value, []).append(edit)
+    for value, uses in by_value.items():
+        node = operands.dequantizer(value)
+        alike: dict[bytes, list[Select]] = {}
+        for edit in uses:
+            alike.setdefault(fingerprint(edit), []).append(edit)
+        whole = len(alike) == 1 and len(uses) == len(value.uses()) and not value.is_graph_output()
+        for same in alike.values():
+            if node is not None:
+                select_quantized(node, same, whole=whole)
+                continue
+            old = weights.constant(value)
+            if old is None:
+                raise UnsupportedGraph(value.name or "", "it is not constant")
+            new = cut(old, same[0], 0)
+            if whole and value.is_initializer():
+                weights.set_tensor(value, new)
+                continue
+            fresh = weights.copy_for(same[0].node, same[0].index, new)
+            for edit in same[1:]:
+                edit.node.replace_input_with(edit.index, fresh)
+
+
+def cut(array: Array, edit: Select, zero: Array | int) -> Array:
+    """The part of an array that a Select wants, with `zero` where it wants padding."""
+    new = np.ascontiguousarray(take(array, edit.picks))
+    if edit.zero is not None:
+        new = np.where(np.broadcast_to(edit.zero, new.shape), np.asarray(zero, dtype=new.dtype), new)
+    return new
+
+
+def select_quantized(node: ir.Node, uses: list[Select], *, whole: bool) -> None:
+    """Cut the data, scales and zero points behind a DequantizeLinear."""
+    edit = uses[0]
+    if not whole:
+        copy = ir.Node(
+            node.domain,
+            node.op_type,
+            node.inputs,
+            list(node.attributes.values()),
+            name=f"{node.name}_{edit.node.name}",
+        )
+        edit.node.prepend(copy) if edit.node.graph is not None else None
+        for use in uses:
+            use.node.replace_input_with(use.index, copy.outputs[0])
+        node = copy
+    axis = operands.per_axis(node)
+    parameters = [weights.constant(value) for value in node.inputs]
+    data = parameters[0]
+    if data is None:
+        raise UnsupportedGraph(node.name or "", "its data is not constant")
+    zero: Array | int = 0
+    if len(parameters) > 2 and parameters[2] is not None:
+        point = parameters[2]
+        line = [-1 if other == axis else 1 for other in range(data.ndim)]
+        zero = point if axis is None else take(np.broadcast_to(point.reshape(line), data.shape), edit.picks)
+    replace(node, 0, cut(data, edit, zero))
+    if axis is None:
+        return
+    for index in range(1, len(parameters)):
+        old = parameters[index]
+        if old is not None:
+            line = [-1 if other == axis else 1 for other in range(data.ndim)]
+            spread = take(np.broadcast_to(old.reshape(line), data.shape), edit.picks)
+            first = tuple(slice(None) if other == axis else 0 for other in range(data.ndim))
+            replace(node, index, np.ascontiguousarray(spread[first]))
+
+
+def fingerprint(edit: Select) -> bytes:
+    """Bytes that are equal for Selects that want the same."""
+    parts = [b"-" if pick is None else str(pick.shape).encode() + pick.tobytes() for pick in edit.picks]
+    if edit.zero is not None:
+        parts.append(str(edit.zero.shape).encode() + edit.zero.tobytes())
+    return b"|".join(parts)
+
+
+def accumulate(edit: Accumulate) -> None:
+    """Add a constant to what a node computes, in its bias or by an Add behind it."""
+    node, out = edit.node, edit.node.outputs[0]
+    dtype = kind(node)
+    if edit.into is None:
+        add_behind(node, edit.amount.astype(dtype))
+        return
+    vector = edit.amount.reshape(-1)
+    bias = node.inputs[edit.into] if edit.into < len(node.inputs) else None
+    if bias is None:
+        if edit.into >= len(node.inputs):
+            node.resize_inputs(edit.into + 1)
+        graph = node.graph
+        if not isinstance(graph, ir.Graph):
+            raise UnsupportedGraph(node.name or "", "it is not part of a graph")
+        fresh = weights.new_initializer(graph, f"{out.name}_bias", vector.astype(dtype))
+        node.replace_input_with(edit.into, fresh)
+        return
+    old = weights.constant(bias)
+    if old is None:
+        add_behind(node, edit.amount.astype(dtype))
+        return
+    replace(node, edit.into, (old.astype(np.float64) + vector).astype(old.dtype))
+
+
+def kind(node: ir.Node) -> np.dtype[np.generic]:
+    """The numpy dtype that a node computes in."""
+    for value in (*node.outputs, *node.inputs):
+        if value is not None and value.dtype is not None and value.dtype.is_floating_point():
+            return np.dtype(value.dtype.numpy())
+    return np.dtype(np.float32)
+
+
+def add_behind(node: ir.Node, amount: Array) -> None:
+    """Put an Add of a constant behind a node; who read the node now reads the sum."""
+    graph, out = node.graph, node.outputs[0]
+    if not isinstance(graph, ir.Graph):
+        raise UnsupportedGraph(node.name or "", "it is not part of a graph")
+    constant = weights.new_initializer(graph, f"{out.name}_constant", amount)
+    adder = ir.node("Add", [out, constant], name=f"{node.name or out.name}_constant")
+    total = adder.outputs[0]
+    total.type, total.shape = out.type, out.shape.copy() if out.shape is not None else None
+    name = out.name
+    ir.convenience.replace_all_uses_with(out, total, replace_graph_outputs=True)
+    adder.replace_input_with(0, out)
+    if total.is_graph_output():
+        out.name, total.name = f"{name}_before_constant", name
+    else:
+        total.name = f"{name}_with_constant"
+    graph.insert_after(node, [adder])
+
+
+def patch(edit: Patch) -> None:
+    """Overwrite elements of a vector that is computed at run time."""
+    node = edit.node
+    graph = node.graph
+    if not isinstance(graph, ir.Graph):
+        raise UnsupportedGraph(node.name or "", "it is not part of a graph")
+    value = node.outputs[0] if edit.index is None else node.inputs[edit.index]
+    if value is None:
+        return
+    where = weights.new_initializer(graph, f"{value.name}_positions", np.asarray(edit.positions, dtype=np.int64))
+    numbers = weights.new_initializer(graph, f"{value.name}_numbers", np.asarray(edit.values, dtype=np.int64))
+    writer = ir.node("ScatterElements", [value, where, numbers], attributes={"axis": 0})
+    writer.name = f"{value.name}_sizes"
+    written = writer.outputs[0]
+    written.name = f"{value.name}_written_{node.name or node.outputs[0].name}"
+    written.type, written.shape = value.type, value.shape
+    if edit.index is None:
+        ir.convenience.replace_all_uses_with(value, written)
+        writer.replace_input_with(0, value)
+        graph.insert_after(node, [writer])
+    else:
+        node.replace_input_with(edit.index, written)
+        graph.insert_before(node, [writer])
+
+
+def split(node: ir.Node, sizes: tuple[int, ...]) -> None:
+    """Say the part sizes of a Split."""
+    graph = node.graph
+    if not isinstance(graph, ir.Graph):
+        raise UnsupportedGraph(node.name or "", "it is not part of a graph")
+    if graph.opset_imports.get("", 13) < 13:
+        node.attributes["split"] = ir.AttrInt64s("split", sizes)
+        return
+    node.attributes.pop("num_outputs", None)
+    array = np.asarray(sizes, dtype=np.int64)
+    if len(node.inputs) > 1 and node.inputs[1] is not None and weights.is_constant(node.inputs[1]):
+        replace(node, 1, array)
+        return
+    if len(node.inputs) < 2:
+        node.resize_inputs(2)
+    node.replace_input_with(1, weights.new_initializer(graph, f"{node.outputs[0].name}_sizes", array))
