@@ -243,6 +243,7 @@ def split(d: Draft, x: str) -> str:
     if kind == "keep":
         d.alive.append(parts[0])
         d.unread.add(parts[0])
+        d.maps.add(parts[0])
         return parts[1]
     worked = g.conv(parts[1], d.pick(WIDTHS), 1)
     return d.mark(g.add("Concat", [worked, parts[0]], axis=1), x)
@@ -735,7 +736,17 @@ def back_to_map(d: Draft, x: str) -> str:
     return d.mark(d.g.add("Transpose", [x], perm=[0, 2, 1]), x)
 
 
-TOKENS = (dense, mlp, attention, layer_norm, vector, batched, mix_tokens, mean_tokens)
+TOKENS = (
+    dense,
+    mlp,
+    attention,
+    layer_norm,
+    vector,
+    batched,
+    mix_tokens,
+    mean_tokens,
+    back_to_map,
+)
 
 
 def gemm(d: Draft, x: str) -> str:
@@ -903,7 +914,7 @@ def enter(d: Draft) -> dict[str, int]:
 def cases(
     draw: st.DrawFn,
     *,
-    blocks: int = 6,
+    blocks: int = 7,
     kinds: Sequence[Zeros] = ZEROS,
     half: bool = True,
     allowed: Sequence[Callable[[Draft, str], str]] | None = None,

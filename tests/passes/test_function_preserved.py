@@ -1,0 +1,96 @@
+"""The promise of the exact passes, on random graphs: the function stays, the graph is sound, nothing grows."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import hypothesis
+from hypothesis import strategies as st
+
+import passes
+from passes import weights
+from tests import oracle, strategies
+from tests.renaming import disguise
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+    from passes.base import PassReport
+
+CARRIES = ("carrier", "bias-map")
+
+
+def remove(
+    case: strategies.Case, carry: str = "carrier", *, tidy: bool = True
+) -> tuple[ir.Model, PassReport]:
+    """A copy of a case's model without its dead channels."""
+    model = oracle.from_proto(case.proto)
+    if tidy:
+        passes.Tidy()(model)
+    return model, passes.RemoveChannels(carry=carry)(model)
+
+
+def judge(case: strategies.Case, model: ir.Model) -> None:
+    """The rewritten model passes the checker and computes what the case's model does."""
+    oracle.check(model)
+    inputs = oracle.make_inputs(case.proto, case.sizes)
+    agreement = oracle.assert_same_function(case.proto, model, inputs)
+    hypothesis.assume(not agreement.collapsed)
+
+
+@hypothesis.given(strategies.cases(), st.sampled_from(CARRIES), st.booleans())
+def test_removal_preserves_the_function(case: strategies.Case, carry: str, bare: bool) -> None:
+    model, report = remove(case, carry, tidy=not bare)
+    assert report.exact
+    if not report.modified and bare:
+        assert oracle.to_proto(model) == oracle.to_proto(oracle.from_proto(case.proto))
+    judge(case, model)
+
+
+@hypothesis.given(strategies.cases(), st.sampled_from(CARRIES), st.sampled_from((4, 8)))
+def test_alignment_after_removal_preserves_the_function(
+    case: strategies.Case, carry: str, multiple: int
+) -> None:
+    model, _ = remove(case, carry)
+    report = passes.AlignChannels(multiple=multiple)(model)
+    assert report.exact
+    judge(case, model)
+
+
+@hypothesis.given(strategies.cases(), st.sampled_from(CARRIES))
+def test_a_second_removal_finds_nothing(case: strategies.Case, carry: str) -> None:
+    model, first = remove(case, carry)
+    before = oracle.to_proto(model)
+    second = passes.RemoveChannels(carry=carry)(model)
+    assert not second.modified, (second.changes, first.changes)
+    assert second.changes == ()
+    assert oracle.to_proto(model) == before
+
+
+@hypothesis.given(strategies.cases())
+def test_removal_never_adds_parameters_and_says_what_it_did(case: strategies.Case) -> None:
+    model = oracle.from_proto(case.proto)
+    passes.Tidy()(model)
+    before = weights.parameter_count(model)
+    report = passes.RemoveChannels(carry="carrier")(model)
+    after = weights.parameter_count(model)
+    assert after <= before
+    assert report.modified == bool(report.changes)
+    assert all(change.before > 0 for change in report.changes)
+    if after < before:
+        assert any(change.after < change.before for change in report.changes)
+
+
+@hypothesis.given(strategies.cases(), st.randoms(use_true_random=False))
+def test_names_and_node_order_do_not_matter(case: strategies.Case, rng: st.DataObject) -> None:
+    plain, disguised = (
+        oracle.from_proto(case.proto),
+        oracle.from_proto(disguise(case.proto, rng)),
+    )
+    reports = [passes.RemoveChannels(carry="carrier")(model) for model in (plain, disguised)]
+    counts = [
+        sorted((change.what, change.before, change.after) for change in report.changes)
+        for report in reports
+    ]
+    assert counts[0] == counts[1]
+    assert weights.parameter_count(plain) == weights.parameter_count(disguised)

@@ -1,0 +1,145 @@
+"""Bugs planted into the engine on purpose: the property on random graphs must fail on each of them.
+
+A property that no bug makes fail proves nothing. Each bug is one that naive tools have.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+from typing import TYPE_CHECKING, Any
+
+import hypothesis
+import numpy as np
+import pytest
+
+import passes
+from passes.analysis import walk
+from passes.analysis.axis_rules import elementwise, movement
+from tests import oracle, strategies
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+@dataclasses.dataclass(frozen=True)
+class Bug:
+    """A bug and where to look for it.
+
+    Attributes:
+        name: what goes wrong.
+        plant: puts it in.
+        blocks: of which random graphs are made, so that few are needed.
+        kinds: of zeros.
+    """
+
+    name: str
+    plant: Callable[[pytest.MonkeyPatch], None]
+    blocks: tuple[Any, ...]
+    kinds: tuple[strategies.Zeros, ...] = ("coupled", "rows")
+
+
+def is_broken(case: strategies.Case) -> bool:
+    """Whether removal fails on a model: it raises, or makes a broken graph, or another function."""
+    model = oracle.from_proto(case.proto)
+    try:
+        passes.Tidy()(model)
+        passes.RemoveChannels(carry="carrier")(model)
+        oracle.check(model)
+        inputs = oracle.make_inputs(case.proto, case.sizes)
+        oracle.assert_same_function(case.proto, model, inputs)
+    except Exception:  # noqa: BLE001 - a crash shows a bug as well as a wrong number does
+        return True
+    return False
+
+
+def find(bug: Bug) -> strategies.Case:
+    """A random graph on which removal fails.
+
+    Raises:
+        hypothesis.errors.NoSuchExample: there is none among 400.
+    """
+    return hypothesis.find(
+        strategies.cases(blocks=4, allowed=bug.blocks, kinds=bug.kinds, half=False),
+        is_broken,
+        settings=hypothesis.settings(
+            max_examples=400, phases=[hypothesis.Phase.generate], database=None
+        ),
+        random=random.Random(7),
+    )
+
+
+def wrong_concat_offset(patch: pytest.MonkeyPatch) -> None:
+    """What follows a Concat takes its channels to start one place further."""
+    replay = movement.Concat.replay
+
+    def shifted(self: movement.Concat, node: Any, r: Any) -> None:
+        replay(self, node, r)
+        out = node.outputs[0]
+        if r.is_changed(out):
+            tags = r.tags[out]
+            r.tags[out] = np.roll(tags, 1, int(np.argmax(tags.shape)))
+
+    patch.setattr(movement.Concat, "replay", shifted)
+
+
+def stale_group_count(patch: pytest.MonkeyPatch) -> None:
+    """A grouped Conv loses groups, and its attribute says otherwise."""
+    edit = walk.Replay.edit
+
+    def forgetful(self: walk.Replay, change: Any) -> None:
+        if getattr(change, "name", None) != "group":
+            edit(self, change)
+
+    patch.setattr(walk.Replay, "edit", forgetful)
+
+
+def stale_reshape_constant(patch: pytest.MonkeyPatch) -> None:
+    """A Reshape keeps the sizes it spelled out."""
+    patch.setattr(movement.Reshape, "resize", lambda *_: None)
+
+
+def unified_broadcast_axis(patch: pytest.MonkeyPatch) -> None:
+    """An operand of size 1 is taken for the first of the channels it is broadcast over, and the result for it."""
+    combine = elementwise.combine
+
+    def unified(node: Any, t: Any, one: Any, other: Any) -> Any:
+        small, large = sorted((one[0], other[0]), key=lambda tags: tags.size)
+        if small.size == 1 < large.size:
+            first = large.reshape(-1)[:1].reshape(small.shape)
+            t.unite(node, small, first)
+            return small
+        return combine(node, t, one, other)
+
+    patch.setattr(elementwise, "combine", unified)
+
+
+def naive_bias_fold(patch: pytest.MonkeyPatch) -> None:
+    """Constants are folded into the bias of a convolution that pads."""
+    raise NotImplementedError
+
+
+BUGS = (
+    Bug("a wrong concat offset", wrong_concat_offset, (strategies.conv, strategies.concat)),
+    Bug("a group count not updated", stale_group_count, (strategies.conv,)),
+    Bug(
+        "a stale Reshape constant",
+        stale_reshape_constant,
+        (strategies.shuffle, strategies.to_rows),
+    ),
+    Bug("a broadcast axis unified", unified_broadcast_axis, (strategies.spatial_gate,)),
+    Bug(
+        "a bias folded under padding",
+        naive_bias_fold,
+        (strategies.conv, strategies.residual),
+        ("rows",),
+    ),
+)
+
+
+@pytest.mark.parametrize("bug", BUGS, ids=lambda bug: bug.name)
+def test_the_property_sees_a_planted_bug(bug: Bug, monkeypatch: pytest.MonkeyPatch) -> None:
+    bug.plant(monkeypatch)
+    case = find(bug)
+    monkeypatch.undo()
+    assert not is_broken(case), "the case fails without the bug as well"
