@@ -10,6 +10,8 @@ by less than 1 % of its size, 1 % is taken, because float sums of that size reso
 from __future__ import annotations
 
 import dataclasses
+import functools
+import itertools
 import math
 import zipfile
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
@@ -49,14 +51,49 @@ TOLERANCES = {"float64": 1e-9, "float32": 1e-4, "float16": 5e-3, "int8": 2e-2, "
 
 LEAST_SPREAD = 0.01
 
-# Sizes that dynamic axes get: two of each, so that a size which was frozen by mistake shows. Spatial ones survive five
-# halvings; a volume's are smaller because there are three of them.
-BATCH_SIZES = (1, 2)
-LENGTH_SIZES = (32, 48)
-IMAGE_SIZES = (224, 256)
-VOLUME_SIZES = (32, 64)
+NOISE_FACTOR = 3.0
+NOISE_LIMIT = 100.0
 
 INTEGER_LIMITS = (100, 10, 2, 1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Sizes:
+    """Sizes for dynamic axes of which nothing is known but their place.
+
+    Attributes:
+        batch: first axes.
+        length: later axes of anything that is not an image or a volume.
+        image: the last two axes of four.
+        volume: the last three axes of five, and whatever has more.
+    """
+
+    batch: int = 1
+    length: int = 32
+    image: tuple[int, int] = (224, 224)
+    volume: int = 32
+
+    def of(self, spec: TensorSpec, axis: int) -> int:
+        """The size for an axis of an input."""
+        name = spec.shape[axis]
+        if axis == 0 or (isinstance(name, str) and "batch" in name.lower()):
+            return self.batch
+        if axis >= 2 and len(spec.shape) == 4:
+            return self.image[axis - 2]
+        return self.volume if axis >= 2 and len(spec.shape) > 4 else self.length
+
+
+# Tried in this order until the model runs: classifiers, lines of text of two heights, detectors, small images. All
+# survive five halvings, except the last.
+FIRST_SIZES = (
+    Sizes(),
+    Sizes(length=64, image=(48, 320), volume=64),
+    Sizes(length=128, image=(32, 320), volume=96),
+    Sizes(length=16, image=(640, 640), volume=16),
+    Sizes(length=8, image=(512, 512)),
+    Sizes(length=1, image=(64, 64)),
+    Sizes(length=2, image=(28, 28)),
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,7 +104,7 @@ class OutputComparison:
         name: the output's name.
         dtype: its element type.
         max_abs_error: largest absolute difference; infinite where one has a NaN or infinity and the other does not.
-        max_rel_error: floats: largest difference relative to what the output moves by; integers, bools and strings:
+        max_rel_error: floats: largest difference relative to what the output moves by on that input; integers, bools and strings:
             largest share of elements that differ.
         tolerance: what `max_rel_error` may be.
         elements: how many elements were compared, over all inputs.
@@ -131,6 +168,27 @@ class Reference:
     outputs: tuple[Mapping[str, Array], ...]
     precision: str
     threads: int | None
+
+    @functools.cached_property
+    def noise(self) -> Mapping[str, tuple[float, ...]]:
+        """What another order of sums changes in the original: largest difference of each output on each input.
+
+        The other order is that of the runtime's own optimisation. On a constant image, for one, rounding errors are
+        the same at every pixel, and a classifier of six layers of squeeze-and-excite moves by 2e-3.
+        """
+        try:
+            with Session(self.path, threads=self.threads, optimization="all") as session:
+                outputs = tuple(session.run(feeds) for feeds in self.inputs)
+        except ModelError:
+            return {name: (0.0,) * len(self.inputs) for name in self.outputs[0]}
+        return {
+            name: tuple(
+                _largest_difference(mine[name], theirs[name])
+                for mine, theirs in zip(self.outputs, outputs, strict=True)
+            )
+            for name, array in self.outputs[0].items()
+            if array.dtype.kind == "f"
+        }
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -225,6 +283,8 @@ def compare(
             [arrays[name] for arrays in reference.outputs],
             [arrays[name] for arrays in outputs],
             _tolerance(array.dtype, reference.precision, tolerance),
+            # Who names a tolerance wants that one.
+            reference if tolerance is None else None,
         )
         for name, array in reference.outputs[0].items()
     )
@@ -305,27 +365,82 @@ def find_inputs(
         UsageError: `shapes` does not fit the model.
     """
     with Session(model, threads=threads, optimization="none") as session:
-        has_integers = any(_kind(spec) in "iu" for spec in session.inputs)
-        for limit in INTEGER_LIMITS if has_integers else INTEGER_LIMITS[:1]:
-            feeds = generate_inputs(
-                session.inputs, shapes, count=count, seed=seed, integer_limit=limit
+        specs = session.inputs
+        notes: dict[str, None] = {}
+
+        def runs(feeds: Feeds) -> bool:
+            try:
+                session.run(feeds)
+            except ModelError as error:
+                notes.setdefault(str(error))
+                return False
+            return True
+
+        has_integers = any(_kind(spec) in "iu" for spec in specs)
+        limits = INTEGER_LIMITS if has_integers else INTEGER_LIMITS[:1]
+        for first, limit in itertools.product(_distinct(specs, shapes, FIRST_SIZES), limits):
+            (probe,) = generate_inputs(
+                specs, shapes, count=1, seed=seed, integer_limit=limit, sizes=(first, first)
             )
-            kept: list[Feeds] = []
-            notes: dict[str, None] = {}
-            for each in feeds:
-                try:
-                    session.run(each)
-                except ModelError as error:
-                    notes.setdefault(str(error))
-                else:
-                    kept.append(each)
-            if kept:
-                return Inputs(tuple(kept), tuple(notes))
-    msg = (
-        f"no generated input suits the model: {next(iter(notes))} "
-        "Give inputs with --inputs, or the sizes of its dynamic axes with --shape."
+            if runs(probe):
+                break
+        else:
+            msg = (
+                f"no generated input suits the model: {next(iter(notes))} "
+                "Give inputs with --inputs, or the sizes of its dynamic axes with --shape."
+            )
+            raise ModelError(msg)
+        # What was refused on the way to sizes that suit is no news.
+        notes.clear()
+        second = first
+        for other in _distinct(specs, shapes, (first, *_other_sizes(first)))[1:]:
+            (other_probe,) = generate_inputs(
+                specs, shapes, count=1, seed=seed, integer_limit=limit, sizes=(other, other)
+            )
+            if runs(other_probe):
+                second = other
+                notes.clear()
+                break
+        if notes:
+            taken = ", ".join(f"{name} {list(array.shape)}" for name, array in probe.items())
+            reason = next(iter(notes))
+            notes = {
+                f"of its dynamic sizes the model was only seen to take {taken}: {reason}": None
+            }
+        feeds = generate_inputs(
+            specs, shapes, count=count, seed=seed, integer_limit=limit, sizes=(first, second)
+        )
+        kept = tuple(each for each in feeds if runs(each))
+    return Inputs(kept or (probe,), tuple(notes))
+
+
+def _other_sizes(first: Sizes) -> tuple[Sizes, ...]:
+    """Sizes that differ from `first`, in as many axes as possible first."""
+    height, width = first.image
+    larger = dataclasses.replace(
+        first,
+        length=first.length + 16,
+        image=(height + 32, width + 32),
+        volume=first.volume + 32,
     )
-    raise ModelError(msg)
+    wider = dataclasses.replace(larger, image=(height, width + 32))
+    return (
+        dataclasses.replace(larger, batch=2),
+        dataclasses.replace(wider, batch=2),
+        larger,
+        wider,
+        dataclasses.replace(first, batch=2),
+    )
+
+
+def _distinct(
+    specs: Sequence[TensorSpec],
+    shapes: Mapping[str, Sequence[int]] | None,
+    sizes: Sequence[Sizes],
+) -> list[Sizes]:
+    """Those of the sizes that make a difference to the model."""
+    seen = {str(resolve_shapes(specs, shapes or {}, each)): each for each in reversed(sizes)}
+    return [each for each in sizes if each in seen.values()]
 
 
 def generate_inputs(
@@ -335,12 +450,13 @@ def generate_inputs(
     count: int = 5,
     seed: int = 0,
     integer_limit: int = INTEGER_LIMITS[0],
+    sizes: tuple[Sizes, Sizes] | None = None,
 ) -> list[Feeds]:
     """Generate inputs for a model.
 
     Floats are drawn from a normal distribution, integers from 0 up to `integer_limit` (masks and segment numbers:
     below 2), bools evenly. The second input is all ones. Dynamic axes take one size in some inputs and another one in
-    the others; axes with one symbol agree.
+    the third and fifth; axes with one symbol agree.
 
     Args:
         specs: the model's inputs.
@@ -348,6 +464,7 @@ def generate_inputs(
         count: how many inputs to generate.
         seed: of the random numbers.
         integer_limit: integers stay below it.
+        sizes: two sets of sizes for dynamic axes; None is a default of 224 x 224 for images, then larger.
 
     Returns:
         `count` dicts of arrays by input name.
@@ -359,16 +476,18 @@ def generate_inputs(
     shapes = dict(shapes or {})
     _check_shapes(specs, shapes)
     dice = np.random.default_rng(seed)
-    variants = [resolve_shapes(specs, shapes, variant) for variant in (0, 1)]
+    if sizes is None:
+        sizes = (FIRST_SIZES[0], _other_sizes(FIRST_SIZES[0])[0])
+    variants = [resolve_shapes(specs, shapes, each) for each in sizes]
     feeds = []
     for index in range(count):
         # Each size is used at least twice where there are five inputs, so that the spread between inputs is known.
-        sizes = variants[index in {2, 4}]
+        resolved = variants[index in {2, 4}]
         feeds.append(
             {
-                spec.name: np.ones(sizes[spec.name], _dtype(spec))
-                if index == 1
-                else _draw(spec, sizes[spec.name], dice, integer_limit)
+                spec.name: _draw(spec, resolved[spec.name], dice, integer_limit)
+                if index != 1
+                else np.full(resolved[spec.name], _one(spec, integer_limit), _dtype(spec))
                 for spec in specs
             }
         )
@@ -376,9 +495,9 @@ def generate_inputs(
 
 
 def resolve_shapes(
-    specs: Sequence[TensorSpec], shapes: Mapping[str, Sequence[int]], variant: int = 0
+    specs: Sequence[TensorSpec], shapes: Mapping[str, Sequence[int]], sizes: Sizes
 ) -> dict[str, tuple[int, ...]]:
-    """Give every dynamic axis a size: from `shapes`, from an axis with the same symbol, or the default `variant`."""
+    """Give every dynamic axis a size: from `shapes`, from an axis with the same symbol, or from `sizes`."""
     known = {
         size: given
         for spec in specs
@@ -390,15 +509,14 @@ def resolve_shapes(
         if spec.name in shapes:
             resolved[spec.name] = tuple(shapes[spec.name])
             continue
-        sizes = []
-        for axis, size in enumerate(spec.shape):
-            if isinstance(size, int):
-                sizes.append(size)
-            elif size is None:
-                sizes.append(_default_size(spec, axis)[variant])
-            else:
-                sizes.append(known.setdefault(size, _default_size(spec, axis)[variant]))
-        resolved[spec.name] = tuple(sizes)
+        resolved[spec.name] = tuple(
+            size
+            if isinstance(size, int)
+            else sizes.of(spec, axis)
+            if size is None
+            else known.setdefault(size, sizes.of(spec, axis))
+            for axis, size in enumerate(spec.shape)
+        )
     return resolved
 
 
@@ -483,15 +601,8 @@ def _check_shapes(specs: Sequence[TensorSpec], shapes: Mapping[str, Sequence[int
             raise UsageError(msg)
 
 
-def _default_size(spec: TensorSpec, axis: int) -> tuple[int, int]:
-    name = spec.shape[axis]
-    if axis == 0 or (isinstance(name, str) and "batch" in name.lower()):
-        return BATCH_SIZES
-    if axis >= 2 and len(spec.shape) == 4:
-        return IMAGE_SIZES
-    if axis >= 2 and len(spec.shape) > 4:
-        return VOLUME_SIZES
-    return LENGTH_SIZES
+def _one(spec: TensorSpec, integer_limit: int) -> int:
+    return min(1, integer_limit - 1) if _kind(spec) in "iu" else 1
 
 
 def _draw(
@@ -549,28 +660,43 @@ def _find_mismatch(
 
 
 def _compare_output(
-    name: str, expected: Sequence[Array], actual: Sequence[Array], tolerance: float
+    name: str,
+    expected: Sequence[Array],
+    actual: Sequence[Array],
+    tolerance: float,
+    lenient: Reference | None = None,
 ) -> OutputComparison:
     if expected[0].dtype.kind != "f":
         return _compare_exactly(name, expected, actual)
     spreads = _spreads(expected)
-    max_abs = max_rel = 0.0
+    errors, scales = [], []
     lopsided = collapsed = infinite = 0
     for mine, theirs, spread in zip(expected, actual, spreads, strict=True):
-        finite = np.isfinite(mine) & np.isfinite(theirs)
-        same = finite | (mine == theirs) | (np.isnan(mine) & np.isnan(theirs))
+        finite = np.isfinite(mine)
+        same = (
+            np.isfinite(theirs) & finite | (mine == theirs) | np.isnan(mine) & np.isnan(theirs)
+        )
         lopsided += int(mine.size - same.sum())
-        infinite += not np.isfinite(mine).all()
-        here = mine[finite].astype(np.float64)
-        if not here.size:
-            continue
-        error = float(np.abs(theirs[finite].astype(np.float64) - here).max())
-        size = float(np.abs(here).max())
+        infinite += not finite.all()
+        size = float(np.abs(mine[finite], dtype=np.float64).max(initial=0.0))
         collapsed += spread < LEAST_SPREAD * size
-        scale = max(spread, LEAST_SPREAD * size)
-        max_abs = max(max_abs, error)
-        if error > 0.0:
-            max_rel = max(max_rel, error / scale if scale > 0.0 else math.inf)
+        errors.append(_largest_difference(mine, theirs))
+        scales.append(max(spread, LEAST_SPREAD * size))
+    beyond = [index for index, error in enumerate(errors) if error > tolerance * scales[index]]
+    excused = []
+    if beyond and lenient is not None and not lopsided:
+        natural = lenient.noise[name]
+        excused = [
+            index
+            for index in beyond
+            if errors[index]
+            <= min(NOISE_FACTOR * natural[index], NOISE_LIMIT * tolerance * scales[index])
+        ]
+    max_abs = max(errors)
+    max_rel = max(
+        error / scale if scale > 0.0 else math.inf if error > 0.0 else 0.0
+        for error, scale in zip(errors, scales, strict=True)
+    )
     if lopsided:
         max_abs = max_rel = math.inf
     notes = []
@@ -583,6 +709,11 @@ def _compare_output(
             f"it moves by less than {LEAST_SPREAD:.0%} of its size on {collapsed} of {len(expected)} inputs, "
             "which makes them a weak test: give typical ones with --inputs"
         )
+    if excused:
+        notes.append(
+            f"on {len(excused)} of {len(expected)} inputs the error exceeds the tolerance, but it is what another order "
+            "of float sums makes of the original itself (runtime's optimisation on or off)"
+        )
     return OutputComparison(
         name=name,
         dtype=str(expected[0].dtype),
@@ -591,7 +722,7 @@ def _compare_output(
         tolerance=tolerance,
         elements=sum(array.size for array in expected),
         differing=lopsided,
-        verdict="equal" if max_rel <= tolerance else "differs",
+        verdict="differs" if lopsided or len(excused) < len(beyond) else "equal",
         note="; ".join(notes),
     )
 
@@ -622,6 +753,15 @@ def _compare_exactly(
         differing=differing,
         verdict="differs" if differing else "equal",
     )
+
+
+def _largest_difference(expected: Array, actual: Array) -> float:
+    """Largest absolute difference where both are finite; infinite if their shapes differ."""
+    if expected.shape != actual.shape:
+        return math.inf
+    finite = np.isfinite(expected) & np.isfinite(actual)
+    apart = np.subtract(actual[finite], expected[finite], dtype=np.float64)
+    return float(np.abs(apart).max(initial=0.0))
 
 
 def _spreads(outputs: Sequence[Array]) -> list[float]:
