@@ -94,6 +94,8 @@ def evaluated_size(node: ir.Node, inputs: Inputs) -> int:
                 largest = np.broadcast_shapes(given(inputs, 0).shape, whole(inputs, 1))
             case "Tile":
                 largest = (given(inputs, 0).size, *whole(inputs, 1))
+            case "NonZero":
+                largest = (given(inputs, 0).size, max(given(inputs, 0).ndim, 1))
             case "ConstantOfShape":
                 largest = whole(inputs, 0)
             case "Range":
