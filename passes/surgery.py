@@ -34,6 +34,7 @@ def operate(model: ir.Model, edits: Iterable[Edit], shapes: Mapping[ir.Value, tu
         shapes: the sizes that activations have afterwards; only axes that changed are written.
     """
     edits = list(edits)
+    read = [value for value in model.graph.initializers.values() if value.uses()]
     for edit in edits:
         if isinstance(edit, Merge):
             merge(edit)
@@ -54,6 +55,9 @@ def operate(model: ir.Model, edits: Iterable[Edit], shapes: Mapping[ir.Value, tu
                 split(node, sizes)
             case _:
                 pass
+    for value in read:
+        if not value.uses() and not value.is_graph_output() and not value.is_graph_input():
+            del model.graph.initializers[value.name or ""]
     for value, sizes in shapes.items():
         if value.shape is not None and len(value.shape) == len(sizes):
             old = list(value.shape)
@@ -199,7 +203,8 @@ def accumulate(edit: Accumulate) -> None:
     node, out = edit.node, edit.node.outputs[0]
     dtype = kind(node)
     if edit.into is None:
-        add_behind(node, edit.amount.astype(dtype))
+        if not added_behind(node, edit.amount):
+            add_behind(node, edit.amount.astype(dtype))
         return
     vector = edit.amount.reshape(-1)
     bias = node.inputs[edit.into] if edit.into < len(node.inputs) else None
@@ -217,6 +222,23 @@ def accumulate(edit: Accumulate) -> None:
         add_behind(node, edit.amount.astype(dtype))
         return
     replace(node, edit.into, (old.astype(np.float64) + vector).astype(old.dtype))
+
+
+def added_behind(node: ir.Node, amount: Array) -> bool:
+    """Put a vector along the last axis into the Add of a constant vector that follows a node, if one does."""
+    out = node.outputs[0]
+    readers = list(out.uses())
+    if len(readers) != 1 or out.is_graph_output() or amount.size != amount.shape[-1]:
+        return False
+    adder = readers[0].node
+    if adder.op_type != "Add" or adder.domain not in {"", "ai.onnx"}:
+        return False
+    index = 1 - readers[0].idx
+    old = weights.constant(adder.inputs[index])
+    if old is None or old.size != amount.size or old.shape[-1:] != amount.shape[-1:] or old.ndim > amount.ndim:
+        return False
+    replace(adder, index, (old.astype(np.float64) + amount.reshape(old.shape)).astype(old.dtype))
+    return True
 
 
 def kind(node: ir.Node) -> np.dtype[np.generic]:

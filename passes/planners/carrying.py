@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from passes.analysis.compact import Array
     from passes.analysis.walk import Replay
 
-__all__ = ["Carry", "Reader", "readers"]
+__all__ = ["Carry", "Carrying", "Reader", "carrier_pin", "readers"]
 
 Carry: TypeAlias = Literal["carrier", "bias-map"]
 
@@ -249,20 +249,37 @@ def into_bias(node: ir.Node, amount: Array) -> tuple[int | None, float]:
     return None, 1.0
 
 
+def carrier_pin(reader: str, count: int) -> Pin:
+    """Why a carrier stays that stands for `count` channels beside itself."""
+    return Pin(
+        reader,
+        f"it carries the constants of {count} dead channels into '{reader}', whose borders need a real channel",
+        "nothing to do: one channel serves all; carry='bias-map' is the other exact form",
+    )
+
+
 class Carrying:
     """Decides, for a growing set of channels that stay, how the constants of the others are carried on.
 
     Args:
         channels: the channel map.
         carry: which of the two forms to prefer where both are there.
+
+    Attributes:
+        readers: the nodes that read constants.
+        worth: float, shape `(tags,)`, by class: how good a carrier it makes, at most 1.
     """
 
     def __init__(self, channels: ChannelMap, carry: Carry) -> None:
         self.channels = channels
         self.carry = carry
         self.readers = list(readers(channels))
+        self.worth = np.zeros(channels.roots.size)
+        for reader in self.readers:
+            sizes = np.where(reader.mask, np.abs(reader.constants.reshape(reader.mask.size, -1)[:, 0]), 0.0)
+            np.maximum.at(self.worth, reader.classes, sizes / max(sizes.max(), 1e-300))
 
-    def wanted(self, stay: Array) -> tuple[Array, Pin | None] | None:
+    def wanted(self, stay: Array) -> tuple[Array, Pin] | None:
         """One more class that has to stay so that every constant can be carried on, with the reason; None if none has."""
         best: list[tuple[Reader, Array]] = []
         for reader in self.readers:
@@ -289,7 +306,8 @@ class Carrying:
                 entry[0] += bool(sizes[index] >= SMALLEST_SHARE * largest)
                 entry[1] += sizes[index] / largest
         chosen = max(score, key=lambda root: (*score[root], -root))
-        return np.asarray([chosen]), None
+        reader = next(reader for reader, gone in best if chosen in reader.classes[gone])
+        return np.asarray([chosen]), carrier_pin(label(reader.node), 1)
 
     def foldable(self, reader: Reader, gone: Array) -> bool:
         """Whether what the channels add is the same all over the output, so that a bias holds it."""

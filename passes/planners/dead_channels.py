@@ -19,7 +19,7 @@ from passes.analysis.axis_rules.contraction import Weighted
 from passes.analysis.tags import Conflict, Pin
 from passes.analysis.walk import Replay, label
 from passes.base import Change, Skip
-from passes.planners.carrying import Carry, Carrying
+from passes.planners.carrying import Carry, Carrying, carrier_pin
 from passes.planners.ties import Settlement
 from passes.plans import ChannelPlan
 
@@ -67,14 +67,10 @@ def plan_removal(channels: ChannelMap, *, carry: Carry = "carrier") -> Removal:
     while True:
         stay = in_use.copy()
         stay[list(held)] = True
-        settlement = Settlement(channels, stay)
+        settlement = Settlement(channels, stay, carrying.worth)
         settlement.settle()
         while (more := carrying.wanted(settlement.stay)) is not None:
-            classes, pin = more
-            if pin is None:
-                settlement.stay[classes] = True
-            else:
-                settlement.keep(classes, pin)
+            settlement.keep(*more)
             settlement.settle()
         drop = ~settlement.stay[channels.roots]
         drop[0] = False
@@ -104,15 +100,6 @@ def plan_removal(channels: ChannelMap, *, carry: Carry = "carrier") -> Removal:
         replay,
         tuple(describe(channels, drop, carriers, amounts)),
         tuple(explain(channels, settlement.stay, reasons)),
-    )
-
-
-def carrier_pin(reader: str, count: int) -> Pin:
-    """Why a carrier stays."""
-    return Pin(
-        reader,
-        f"it carries the constants of {count} dead channels into '{reader}', whose borders need a real channel",
-        "nothing to do: one channel serves all; carry='bias-map' is the other exact form",
     )
 
 

@@ -20,14 +20,16 @@ class Settlement:
     Args:
         channels: the channel map.
         stay: bool, shape `(tags,)`, by class: those that have to stay from the start.
+        worth: float, shape `(tags,)`, by class: which ones to let stay first, where the ties leave a choice.
 
     Attributes:
         stay: bool, shape `(tags,)`, by class; grows.
         why: class -> why it stays although it wanted to go.
     """
 
-    def __init__(self, channels: ChannelMap, stay: Array) -> None:
+    def __init__(self, channels: ChannelMap, stay: Array, worth: Array) -> None:
         self.stay = stay
+        self.worth = worth
         self.why: dict[int, Pin] = {}
         roots, tags = channels.roots, channels.trace.tags
         self.grids = [
@@ -58,7 +60,7 @@ class Settlement:
                         f"every channel of '{name}' could go, and a tensor cannot be empty: one stays",
                         "remove the whole branch from the model",
                     )
-                    self.keep(classes[:1], pin)
+                    self.keep(classes[[np.argmax(self.worth[classes])]], pin)
             for rows, partner, grid in self.grids:
                 self.settle_grid(rows, partner, Pin(grid.subject, surplus(grid.subject, grid.what), SURPLUS_ADVICE))
             for coarse, fine, cover in self.covers:
@@ -68,7 +70,8 @@ class Settlement:
                     self.keep(np.asarray([coarse]), Pin(cover.subject, reason, "remove all of its channels"))
                 elif self.stay[coarse] and not lives:
                     reason = f"'{cover.subject}' still needs one of them"
-                    self.keep(fine[:1], Pin(cover.subject, reason, "remove the whole head"))
+                    best = fine[[np.argmax(self.worth[fine])]]
+                    self.keep(best, Pin(cover.subject, reason, "remove the whole head"))
 
     def settle_grid(self, rows: Array, partner: Array | None, pin: Pin) -> None:
         """Make the rows of a grid equally long, and let both sides have the same rows."""
@@ -80,7 +83,7 @@ class Settlement:
             self.settle_grid(partner, None, pin)
         if rows.ndim < 2:
             return
-        wanted = even(self.stay[rows])
+        wanted = even(self.stay[rows], self.worth[rows])
         self.keep(rows[wanted & ~self.stay[rows]], pin)
 
 
@@ -92,20 +95,25 @@ def surplus(subject: str, what: str) -> str:
     return f"'{subject}' needs equally many channels in every {what}, and this one is surplus"
 
 
-def even(mask: Array) -> Array:
-    """The smallest regular superset of a bool array, found greedily: all rows that have any True have equally many.
+def even(mask: Array, worth: Array) -> Array:
+    """A small regular superset of a bool array, found greedily: all rows that have any True have equally many.
 
     For more than two axes the rows are regular themselves, and so on.
+
+    Args:
+        mask: bool, shape `(rows, ..., columns)`.
+        worth: float, the same shape: elements of the largest worth are added first.
     """
     mask = mask.copy()
     if mask.ndim == 1:
         return mask
+    order = np.argsort(-worth, axis=-1, kind="stable")
     cells = mask.any(-1)
-    for index in zip(*np.nonzero(even(cells) & ~cells), strict=True):
-        mask[(*index, 0)] = True
+    for index in zip(*np.nonzero(even(cells, worth.max(-1)) & ~cells), strict=True):
+        mask[(*index, order[index][0])] = True
     counts = mask.sum(-1)
     most = counts.max(initial=0)
     for index in zip(*np.nonzero((counts > 0) & (counts < most)), strict=True):
-        row = mask[index]
-        row[np.flatnonzero(~row)[: most - counts[index]]] = True
+        row, ranked = mask[index], order[index]
+        row[ranked[~row[ranked]][: most - counts[index]]] = True
     return mask

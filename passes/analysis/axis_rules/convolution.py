@@ -73,8 +73,6 @@ class Convolution:
         made = outgoing.reshape([1, -1] + [1] * (rank - 2))
         t.sources[node] = made
         t.tie_weight(node, weight, (node.op_type, groups), (incoming, outgoing))
-        if bias is not None:
-            t.tie_weight(node, bias, "channels", (outgoing,))
         t.set(node, out, made)
 
     def replay(self, node: ir.Node, r: Replay) -> None:
