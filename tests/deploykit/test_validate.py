@@ -291,3 +291,18 @@ def test_files_that_are_no_npz_are_refused(tmp_path, content):
         path.write_bytes(content)
     with pytest.raises(UsageError, match="cannot be read as inputs"):
         load_inputs(path, [TensorSpec("x", "float32", (3,))])
+
+
+def test_both_models_run_as_they_are_written(write, monkeypatch):
+    levels = []
+
+    class Spy(module.Session):
+        def __init__(self, model, *, threads=None, optimization="all"):
+            levels.append(optimization)
+            super().__init__(model, threads=threads, optimization=optimization)
+
+    monkeypatch.setattr(module, "Session", Spy)
+    assert (
+        validate(write("a", scaled(1.0)), write("b", scaled(1.0)), normals()).verdict == "equal"
+    )
+    assert levels == ["none", "none"]
