@@ -129,6 +129,7 @@ def select(edits: list[Select]) -> None:
         for edit in uses:
             alike.setdefault(fingerprint(edit), []).append(edit)
         whole = len(alike) == 1 and len(uses) == len(value.uses()) and not value.is_graph_output()
+        copies: dict[bytes, ir.Value] = {}
         for same in alike.values():
             if node is not None:
                 select_quantized(node, same, whole=whole)
@@ -140,9 +141,12 @@ def select(edits: list[Select]) -> None:
             if whole and value.is_initializer():
                 weights.set_tensor(value, new)
                 continue
-            fresh = weights.copy_for(same[0].node, same[0].index, new)
-            for edit in same[1:]:
-                edit.node.replace_input_with(edit.index, fresh)
+            # exporters share equal constants (all those zero biases); where the parts are equal, they still do
+            content = new.tobytes()
+            if content not in copies:
+                copies[content] = weights.copy_for(same[0].node, same[0].index, new)
+            for edit in same:
+                edit.node.replace_input_with(edit.index, copies[content])
 
 
 def cut(array: Array, edit: Select, zero: Array | int) -> Array:

@@ -28,11 +28,12 @@ if TYPE_CHECKING:
 
     from passes.analysis.channels import ChannelMap
     from passes.analysis.compact import Array
-    from passes.analysis.edits import Edit
+    from passes.analysis.edits import Accumulate, Edit
 
 __all__ = ["Removal", "plan_removal"]
 
 MOST_LISTED = 12
+CONVOLUTIONS = frozenset({"Conv", "ConvTranspose"})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -167,7 +168,7 @@ def describe(
     channels: ChannelMap,
     drop: Array,
     carriers: dict[int, tuple[str, int]],
-    amounts: list[Edit],
+    amounts: list[Accumulate],
 ) -> Iterator[Change]:
     """What a removal does, a line a weight."""
     for node, made in channels.trace.sources.items():
@@ -176,12 +177,11 @@ def describe(
             yield Change(weight_of(channels, node), "output channels", made.size, made.size - gone)
     for reader, count in carriers.values():
         yield Change(reader, "dead input channels taken over by a carrier", count, 1)
-    for edit in amounts:
-        node = edit.node
-        into = getattr(edit, "into", None)
-        what = "constant folded into the bias, output channels" if into is not None else "bias map added, output channels"
-        size = edit.amount.size if hasattr(edit, "amount") else 0
-        yield Change(label(node), what, 0, int(size))
+    for add in amounts:
+        size = add.amount.size
+        along = add.amount.shape[1 if add.node.op_type in CONVOLUTIONS else -1]
+        what = "constant folded into the bias" if size == along else "bias map added"
+        yield Change(label(add.node), f"{what}, elements", 0, size)
 
 
 def explain(channels: ChannelMap, stay: Array, reasons: dict[int, Pin]) -> Iterator[Skip]:
