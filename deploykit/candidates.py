@@ -17,11 +17,11 @@ from deploykit.instruments import Timing
 
 if TYPE_CHECKING:
     import onnx_ir as ir
-    from passes.targets import Target
 
     from deploykit.instruments import Instrument
     from deploykit.recipe import Recipe
     from passes.base import Pass, PassReport
+    from passes.targets import Target
 
 logger = logging.getLogger(__name__)
 
@@ -129,7 +129,7 @@ def plan_steps(recipe: Recipe, target: Target) -> tuple[Step, ...]:
 
 def adds_structure(kind: type[Pass]) -> bool:
     """Whether a pass says that it only adds, so that nothing but a measurement can justify it."""
-    return bool(getattr(kind, "adds_structure", False))
+    return bool(getattr(kind, "adds_structure", kind.name == "align-channels"))
 
 
 def left_out(steps: Sequence[Step]) -> tuple[str, ...]:
@@ -196,7 +196,8 @@ def _grow(
             yield Unmade(told.form, failure_text(error))
             continue
         report = after.reports[-1]
-        if report in seen or not report.modified:
+        # A report without changes in it does not tell two results apart.
+        if not report.modified or (report.changes and report in seen):
             continue
         seen.append(report)
         yield from _guarded(work, rest, after, instruments)

@@ -8,6 +8,7 @@ from deploykit.report.records import Count, Layer
 
 if TYPE_CHECKING:
     import onnx_ir as ir
+
     from passes.analysis.sparsity import WeightSparsity
 
 __all__ = ["compare"]
@@ -24,12 +25,11 @@ def compare(before: ir.Model, after: ir.Model) -> tuple[Layer, ...]:
         a row for each weight of a Conv, ConvTranspose, Gemm or MatMul of the original, in graph order.
     """
     from passes.analysis.sparsity import weight_sparsity
-
-    import passes
+    from passes.tidy import Tidy
 
     plain = before.clone()
     # Weights that are made by nodes (Constant, Transpose) get the names they have after tidying.
-    passes.Tidy()(plain)
+    Tidy()(plain)
     left = {found.name: found for found in weight_sparsity(after)}
     return tuple(_row(found, left.get(found.name)) for found in weight_sparsity(plain))
 
@@ -45,4 +45,6 @@ def _row(found: WeightSparsity, left: WeightSparsity | None) -> Layer:
         inputs=Count(found.inputs, None if left is None else left.inputs),
         zeros=found.zeros,
         zero_outputs=found.zero_outputs,
+        zero_inputs=found.zero_inputs,
+        obeys_2_4=found.obeys_2_4,
     )

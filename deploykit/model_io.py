@@ -35,6 +35,9 @@ MAX_IR_VERSION = 13
 ONE_FILE_LIMIT_BYTES = 2**31 - 2**24
 """protobuf's limit of 2 GiB, less room for everything that is not a weight."""
 
+SMALL_BYTES = 256
+"""Weights up to this size stay in the model even if the others get a file of their own: sizes and axes have to."""
+
 # What people hand over by mistake, known by its first bytes.
 LOOKALIKES = {
     b"PK\x03\x04": "a zip archive, perhaps a PyTorch checkpoint: export it with torch.onnx.export first",
@@ -126,16 +129,19 @@ def save(model: ir.Model, path: Path, *, external: bool, sources: Sequence[Path]
     if taken:
         msg = f"cannot write '{path}': the model was read from {taken.pop()}. Choose another place."
         raise UsageError(msg)
-    before = model.ir_version
-    model.ir_version = min(before, MAX_IR_VERSION)
     external = external or _weights_bytes(model) > ONE_FILE_LIMIT_BYTES
+    written = _without_small_views(model)
+    written.ir_version = min(model.ir_version, MAX_IR_VERSION)
     try:
-        ir.save(model, path, external_data=data.name if external else None)
+        ir.save(
+            written,
+            path,
+            external_data=data.name if external else None,
+            size_threshold_bytes=SMALL_BYTES,
+        )
     except (ValueError, RuntimeError, TypeError) as error:
         msg = f"cannot serialize the model for '{path}': {error}"
         raise ModelError(msg) from error
-    finally:
-        model.ir_version = before
 
 
 def data_file(path: Path) -> Path:
@@ -286,6 +292,25 @@ def content_hash(path: Path, data_files: Sequence[Path]) -> str:
 def _file_hash(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _without_small_views(model: ir.Model) -> ir.Model:
+    """A clone whose small weights are in memory.
+
+    onnx_ir moves small weights from a data file into the model by itself, but then closes that file's mapping, which
+    fails as long as anybody still looks at the weight.
+    """
+    import onnx_ir as ir
+
+    from passes.weights import fill
+
+    copy = model.clone()
+    for graph in (copy.graph, *copy.graph.subgraphs()):
+        for value in graph.initializers.values():
+            held = value.const_value
+            if isinstance(held, ir.ExternalTensor) and held.nbytes <= SMALL_BYTES:
+                fill(value, held.numpy().copy())
+    return copy
 
 
 def _weights_bytes(model: ir.Model) -> int:

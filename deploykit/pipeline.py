@@ -39,9 +39,9 @@ from deploykit.validate import (
 
 if TYPE_CHECKING:
     import onnx_ir as ir
-    from passes.targets import Target
 
     from passes.base import PassReport
+    from passes.targets import Target
 
 __all__ = ["Progress", "Request", "optimize", "plan"]
 
@@ -552,7 +552,7 @@ def _candidate_records(job: Job, decided: Decision) -> tuple[records.Candidate, 
         records.Candidate(
             ORIGINAL,
             1.0 if decided.measured else None,
-            None,
+            (1.0, 1.0) if decided.measured else None,
             chosen == ORIGINAL,
             job.start.size.parameters,
             validated=True,

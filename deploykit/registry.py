@@ -6,6 +6,7 @@ only when they are asked for by name.
 
 from __future__ import annotations
 
+import builtins
 import dataclasses
 import importlib.metadata
 import inspect
@@ -207,14 +208,20 @@ def _hints(kind: type[Pass]) -> dict[str, Any]:
     try:
         return typing.get_type_hints(kind.__init__)
     except NameError:
-        # Names imported for type checkers only cannot be resolved; what can be is enough.
-        hints: dict[str, Any] = {}
-        for name, text in inspect.get_annotations(kind.__init__).items():
-            try:
-                hints[name] = eval(str(text), dict(vars(inspect.getmodule(kind))))  # noqa: S307 - its own annotation
-            except (NameError, TypeError):
-                hints[name] = object
-        return hints
+        # Some types are imported for type checkers only: those that can be resolved serve, and for the others the
+        # type of the default.
+        names = {**vars(builtins), **vars(inspect.getmodule(kind) or builtins)}
+        return {
+            name: _resolved(str(parameter.annotation), names, type(parameter.default))
+            for name, parameter in _parameters(kind).items()
+        }
+
+
+def _resolved(annotation: str, names: dict[str, Any], default: type) -> Any:  # noqa: ANN401 - a type form
+    try:
+        return eval(annotation, names)  # noqa: S307 - the pass's own annotation, which Python would evaluate too
+    except (NameError, TypeError):
+        return default
 
 
 def _reader(hint: Any) -> Any:  # noqa: ANN401 - a type form, and a callable for it
@@ -284,7 +291,7 @@ def _kind_text(hint: Any) -> str:  # noqa: ANN401 - a type form
         return " | ".join(str(choice) for choice in typing.get_args(hint))
     if origin in {typing.Union, types.UnionType}:
         return " | ".join(_kind_text(part) for part in typing.get_args(hint))
-    if origin is tuple:
+    if origin is tuple:  # of any length: others cannot be given as text
         return f"{_kind_text(typing.get_args(hint)[0])},..."
     if hint is type(None):
         return "none"

@@ -119,7 +119,10 @@ def set_verbosity(ctx: click.Context, verbose: int, quiet: int, log_file: Path |
 
 
 def read_recipe(
-    recipe: Path | None, settings: tuple[str, ...], shape: tuple[str, ...], **given: Any  # noqa: ANN401 - options of several types
+    recipe: Path | None,
+    settings: tuple[str, ...],
+    shape: tuple[str, ...],
+    **given: Any,  # noqa: ANN401 - options of several types
 ) -> Recipe:
     """The recipe that a command line asks for.
 

@@ -225,6 +225,8 @@ class Layer:
         inputs: input channels (in each group).
         zeros: share of zeros in the original, 0 to 1.
         zero_outputs: output channels of the original whose weights are all zero.
+        zero_inputs: input channels of the original whose weights are all zero.
+        obeys_2_4: whether of each four weights along its input channels at most two are not zero.
     """
 
     weight: str
@@ -236,6 +238,8 @@ class Layer:
     inputs: Count
     zeros: float
     zero_outputs: int
+    zero_inputs: int
+    obeys_2_4: bool
 
 
 @dataclasses.dataclass(frozen=True)

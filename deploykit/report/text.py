@@ -22,6 +22,7 @@ STYLES = {
     "planned": "bold",
 }
 SUBJECTS_SHOWN = 3
+PIPE_WIDTH = 140
 
 
 def print_report(
@@ -34,7 +35,12 @@ def print_report(
         console: where to.
         all_layers: whether layers that did not change are listed too.
     """
-    (console or Console()).print(render(report, all_layers=all_layers))
+    if console is None:
+        console = Console()
+        if not console.is_terminal:
+            # A file has no width; 80 columns would break every name in it.
+            console = Console(width=PIPE_WIDTH)
+    console.print(render(report, all_layers=all_layers))
 
 
 def render(report: Report, *, all_layers: bool = False) -> RenderableType:
