@@ -67,9 +67,8 @@ class Recipe:
         Raises:
             UsageError: a pass, an option, a target, a runtime or a number that there is not.
         """
-        from passes.targets import TARGETS
-
         from deploykit.runtimes import RUNTIMES
+        from passes.targets import TARGETS
 
         for name in self.pass_names:
             registry.find(name)

@@ -1,0 +1,199 @@
+"""What a report says, and that nothing in a model can break the page."""
+
+from __future__ import annotations
+
+import dataclasses
+import html.parser
+import io
+import json
+import math
+
+import jsonschema
+import pytest
+from rich.console import Console
+
+from deploykit.report import html as page
+from deploykit.report import records as r
+from deploykit.report import text, wording
+
+NASTY = "<script>alert('x')</script>[bold]&\"/conv"
+
+
+def make_report(**changes):
+    skips = tuple(
+        r.Skip(f"{NASTY}.{n}", "they reach the graph output 'y'", "keep them") for n in range(9)
+    )
+    row = r.LatencyRow(0.004, 0.005, 0.006, 0.007, 30)
+    report = r.Report(
+        command="deploykit optimize 'a b.onnx' -o out",
+        versions={"deploykit": "0.1.0"},
+        source=r.SourceRecord(f"{NASTY}.onnx", "0" * 64),
+        model="out/model.onnx",
+        target="generic",
+        passes=(
+            r.PassRecord(
+                "remove-channels",
+                exact=True,
+                modified=True,
+                options={"carry": "carrier"},
+                seconds=0.5,
+                changes=(r.Change(NASTY, "output channels", 64, 48),),
+                skipped=(*skips, r.Skip("w9", "it is quantized", "dequantize it")),
+            ),
+        ),
+        size=r.Size(
+            r.Count(4000, 2000), r.Count(2**21, 2**20), r.Count(10**9, None), r.Count(9, 9)
+        ),
+        validation=r.ValidationRecord(1e-6, 2e-6, 5, "equal", 1e-4, NASTY),
+        candidates=(
+            r.Candidate("original", 1.0, (1.0, 1.0), chosen=False),
+            r.Candidate(NASTY, 0.5, (0.49, 0.52), chosen=True, parameters=2000),
+            r.Candidate("failed", None, None, chosen=False, note="bug"),
+        ),
+        profile=r.Profile(
+            row,
+            row,
+            r.Interval(0.5, (0.49, 0.52)),
+            "cpu",
+            True,
+            1,
+            "onnxruntime 1",
+            {"cpu": "chip"},
+        ),
+        layers=(
+            r.Layer(
+                NASTY,
+                "conv",
+                "Conv",
+                (64, 3, 3, 3),
+                (48, 3, 3, 3),
+                r.Count(64, 48),
+                r.Count(3, 3),
+                0.25,
+                16,
+                0,
+                obeys_2_4=False,
+            ),
+            r.Layer(
+                "gone",
+                "g",
+                "Gemm",
+                (8, 8),
+                None,
+                r.Count(8, None),
+                r.Count(8, None),
+                1.0,
+                8,
+                8,
+                obeys_2_4=True,
+            ),
+        ),
+        verdict="faster",
+        reason="it was measured",
+        warnings=(NASTY,),
+    )
+    return dataclasses.replace(report, **changes)
+
+
+VARIANTS = {
+    "faster": {},
+    "planned": {
+        "verdict": "planned",
+        "validation": None,
+        "candidates": (),
+        "profile": None,
+        "model": None,
+    },
+    "differs": {"verdict": "differs", "profile": None, "model": None},
+    "unchanged": {"verdict": "unchanged", "layers": (), "passes": ()},
+    "smaller": {"verdict": "smaller"},
+}
+
+
+@pytest.mark.parametrize("changes", VARIANTS.values(), ids=VARIANTS)
+def test_every_report_obeys_its_schema(changes):
+    document = json.loads(r.to_json(make_report(**changes)))
+    jsonschema.validate(document, r.schema())
+    jsonschema.Draft202012Validator.check_schema(r.schema())
+
+
+def test_the_schema_notices_what_is_missing():
+    document = r.to_document(make_report())
+    for key in list(document):
+        broken = {name: value for name, value in document.items() if name != key}
+        with pytest.raises(jsonschema.ValidationError):
+            jsonschema.validate(broken, r.schema())
+
+
+def test_numbers_that_json_lacks_become_null():
+    report = make_report(
+        validation=r.ValidationRecord(math.inf, math.nan, 5, "differs", 1e-4, None)
+    )
+    document = json.loads(r.to_json(report))
+    assert document["validation"]["max_abs_error"] is None
+    assert document["validation"]["max_rel_error"] is None
+    jsonschema.validate(document, r.schema())
+
+
+class Balanced(html.parser.HTMLParser):
+    """Checks that tags are closed in order, and collects which there are."""
+
+    VOID = ("meta", "br")
+
+    def __init__(self):
+        super().__init__()
+        self.open, self.seen, self.words = [], set(), []
+
+    def handle_starttag(self, tag, attrs):
+        self.seen.add(tag)
+        for name, value in attrs:
+            assert not name.startswith("on"), "an event handler"
+            assert "://" not in (value or ""), "something from the network"
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.seen.add(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.words.append(data)
+
+
+@pytest.mark.parametrize("changes", VARIANTS.values(), ids=VARIANTS)
+def test_the_page_is_whole_and_shows_names_as_they_are(changes):
+    report = make_report(**changes)
+    parsed = Balanced()
+    parsed.feed(page.render(report))
+    parsed.close()
+    assert parsed.open == []
+    assert not parsed.seen & {"script", "link", "img", "iframe"}
+    shown = "".join(parsed.words)
+    assert f"{NASTY}.onnx" in shown
+    assert wording.verdict_sentence(report) in shown
+    for skip in report.skips:
+        assert skip.subject in shown
+        assert skip.reason in shown
+
+
+def test_the_terminal_shows_names_as_they_are_and_groups_skips():
+    out = io.StringIO()
+    text.print_report(make_report(), console=Console(file=out, width=400))
+    shown = out.getvalue()
+    assert "2.00 times as fast" in shown
+    assert "95 % interval 0.490 to 0.520" in shown
+    assert shown.count("they reach the graph output") == 1
+    assert f"{NASTY}.0" in shown
+    assert "and 6 more" in shown
+    assert "64 → 48" in shown
+    assert "8 → gone" in shown
+
+
+def test_figures_are_put_as_people_read_them():
+    assert wording.count_text(2_241_536) == "2.24 M"
+    assert wording.bytes_text(3 * 2**20) == "3.0 MiB"
+    assert wording.change_text(r.Count(200, 100)) == "-50.0 %"
+    assert wording.change_text(r.Count(0, 100)) == "?"
+    assert wording.change_text(r.Count(100, 100)) == "±0 %"
