@@ -111,27 +111,38 @@ def draw(
     return feeds
 
 
-def stretch(reference: Reference, feed: Feed, *, below: int = 100) -> Feed:
+def stretch(
+    reference: Reference, feed: Feed, *, below: int = 100, most: int = 300
+) -> tuple[Feed, int]:
     """The largest multiple by a power of ten of `feed` whose outputs are all finite.
 
     Integer inputs have no scale: they take the largest value there is, `below - 1`.
+
+    Args:
+        reference: the model.
+        feed: an ordinary input.
+        below: integers are below this.
+        most: the largest power to be tried.
+
+    Returns:
+        the input, and the power of ten.
     """
     floats = {name for name, array in feed.items() if np.issubdtype(array.dtype, np.floating)}
     if not floats:
         return {
-            name: np.full_like(a, 1 if a.dtype == np.bool_ else below - 1)
-            for name, a in feed.items()
-        }
-    top = max(int(np.log10(float(np.finfo(feed[name].dtype).max))) for name in floats) - 1
-    low, high = 0, top  # finite at 10**low as far as we know; bisect for the last finite power
+            name: np.full_like(array, 1 if array.dtype == np.bool_ else below - 1)
+            for name, array in feed.items()
+        }, 0
+    largest = min(float(np.finfo(feed[name].dtype).max) for name in floats)
+    low, high = 0, min(most, int(np.log10(largest)) - 1)
     with np.errstate(over="ignore"):
-        while low < high:
+        while low < high:  # finite at 10**low as far as we know
             middle = (low + high + 1) // 2
             if _finite(reference(_times(feed, floats, middle))):
                 low = middle
             else:
                 high = middle - 1
-        return _times(feed, floats, low)
+        return _times(feed, floats, low), low
 
 
 def _times(feed: Feed, floats: set[str], power: int) -> Feed:
@@ -158,6 +169,7 @@ class Agreement:
     Attributes:
         output: name of that output.
         error: largest difference over the spread.
+        stretched: the part of the stretched input in it.
         magnitude_error: largest difference over the largest magnitude, ordinary inputs only.
         spread: spread across the ordinary inputs over the largest magnitude.
         tolerance: what `error` may come to.
@@ -165,6 +177,7 @@ class Agreement:
 
     output: str
     error: float
+    stretched: float
     magnitude_error: float
     spread: float
     tolerance: float
@@ -218,7 +231,7 @@ def _agreement(name: str, pairs: Sequence[tuple[Array, Array]]) -> Agreement:
         exact = True
     if exact:
         same = all(np.array_equal(a, b) for a, b in pairs)
-        return Agreement(name, 0.0 if same else np.inf, 0.0 if same else np.inf, 1.0, tolerance)
+        return Agreement(name, *[0.0 if same else np.inf] * 3, 1.0, tolerance)
     wanted = np.stack([a.astype(np.float64) for a, _ in pairs])
     got = np.stack([b.astype(np.float64) for _, b in pairs])
     ordinary = wanted[:-1]
@@ -227,11 +240,13 @@ def _agreement(name: str, pairs: Sequence[tuple[Array, Array]]) -> Agreement:
     overall = float(np.ptp(wanted, axis=0).max(initial=0))
     difference = np.abs(got - wanted).reshape(len(pairs), -1).max(axis=1, initial=0)
     tiny = np.finfo(np.float64).tiny
-    error = max(difference[:-1].max() / max(spread, tiny), difference[-1] / max(overall, tiny))
+    stretched = float(difference[-1] / max(overall, tiny))
+    error = max(float(difference[:-1].max() / max(spread, tiny)), stretched)
     return Agreement(
         output=name,
         # not a number compares false with everything: make it the worst
-        error=float(error) if np.isfinite(error) else np.inf,
+        error=error if np.isfinite(error) else np.inf,
+        stretched=stretched if np.isfinite(stretched) else np.inf,
         magnitude_error=float(difference[:-1].max() / max(magnitude, tiny)),
         spread=spread / max(magnitude, tiny),
         tolerance=tolerance,

@@ -127,7 +127,7 @@ def define_missing_operators() -> torch.library.Library:
 
 def _torchvision(name: str, **options: Any) -> nn.Module:
     define_missing_operators()
-    import torchvision.models  # noqa: PLC0415 - after the operators it wants at import
+    import torchvision.models
 
     module: nn.Module = getattr(torchvision.models, name)(weights=None, **options)
     return module
