@@ -284,9 +284,9 @@ def patch(edit: Patch) -> None:
     where = weights.new_initializer(graph, f"{value.name}_positions", np.asarray(edit.positions, dtype=np.int64))
     numbers = weights.new_initializer(graph, f"{value.name}_numbers", np.asarray(edit.values, dtype=np.int64))
     writer = ir.node("ScatterElements", [value, where, numbers], attributes={"axis": 0})
-    writer.name = f"{value.name}_sizes"
     written = writer.outputs[0]
-    written.name = f"{value.name}_written_{node.name or node.outputs[0].name}"
+    written.name = f"{value.name}_resized_for_{node.name or node.outputs[0].name}"
+    writer.name = written.name
     written.type, written.shape = value.type, value.shape
     if edit.index is None:
         ir.convenience.replace_all_uses_with(value, written)

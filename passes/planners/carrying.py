@@ -208,7 +208,7 @@ def convolved(channels: ChannelMap, reader: Reader, table: Array, dropped: Array
     unsure = [a or b for a, b in zip(sizes.symbolic[value], sizes.symbolic[out], strict=True)]
     window = find_window(node, kernel.shape[2:], sizes.shape[value][2:], sizes.shape[out][2:], unsure[2:])
     sums = slide(kernel.astype(np.float64), reader.constants[dropped][None], window)
-    if sums is None:
+    if sums is None or any(size > 1 and free for size, free in zip(sums.shape[1:], unsure[2:], strict=True)):
         return None
     whole = np.zeros((1, sizes.shape[out][1], *sums.shape[1:]))
     whole[0, first : first + made] = sums

@@ -190,10 +190,32 @@ class Concat:
             UNKNOWN_SIZES.trace(node, t)
             return
         values = [value for value in node.inputs if value is not None]
-        tags = concatenate(
-            node, [t.get(value) for value in values], [t.shape(value) for value in values]
-        )
-        t.set(node, node.outputs[0], tags)
+        shapes = [t.shape(value) for value in values]
+        tags = [t.get(value) for value in values]
+        self.tie(node, t, tags, shapes)
+        t.set(node, node.outputs[0], concatenate(node, tags, shapes))
+
+    def tie(self, node: ir.Node, t: Trace, tags: list[Array], shapes: list[Shape]) -> None:
+        """Tie what lies along other axes than the one that grows: there the operands must match."""
+        axis = normalized(attribute_int(node, "axis", 1), len(shapes[0]))
+        others = sorted({other for array in tags for other in varying_axes(array)} - {axis})
+        if not others:
+            return
+        if all(array.shape[axis] == 1 for array in tags):
+            for array in tags[1:]:
+                t.unite(node, tags[0], array)
+            return
+        if len(others) > 1:
+            for array in tags:
+                t.pin(array, node, "'Concat' joins channels that lie along several axes")
+            return
+        rows = [
+            np.moveaxis(compact.expand(array, shape, [axis, others[0]]), others[0], 0)
+            for array, shape in zip(tags, shapes, strict=True)
+        ]
+        sides = [row.reshape(row.shape[0], -1) for row in rows]
+        for side in sides[1:]:
+            t.tags.grids.append(Grid(sides[0], side, label(node), "part"))
 
     def replay(self, node: ir.Node, r: Replay) -> None:
         """Concatenate."""
@@ -204,12 +226,8 @@ class Concat:
         axis = normalized(attribute_int(node, "axis", 1), len(shapes[0]))
         for other in range(len(shapes[0])):
             sizes = {shape[other] for shape in shapes}
-            r.require(
-                node,
-                other == axis or len(sizes) == 1,
-                r.new(values[0]),
-                "its operands would no longer match",
-            )
+            everything = np.concatenate([r.new(value).ravel() for value in values])
+            r.require(node, other == axis or len(sizes) == 1, everything, "its operands would no longer match")
         r.set(
             node, node.outputs[0], concatenate(node, [r.new(value) for value in values], shapes)
         )
