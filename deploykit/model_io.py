@@ -101,6 +101,7 @@ def load(path: Path) -> Source:
     ) as error:  # onnx_ir raises many kinds, all of them about the file's content
         msg = f"'{path}' is damaged: {error}. Check it with onnx.checker, or export it again."
         raise UnsupportedModel(msg) from error
+    _trust_weights(model)
     ir.external_data.set_base_dir(model.graph, str(path.parent))
     for function in model.functions.values():
         ir.external_data.set_base_dir(function.graph, str(path.parent))
@@ -178,6 +179,17 @@ def _parse(path: Path) -> onnx.ModelProto:
         )
         raise UnsupportedModel(msg)
     return proto
+
+
+def _trust_weights(model: ir.Model) -> None:
+    """Give initializers the shapes of their data, whatever `value_info` says about them.
+
+    Runtimes do the same; files in which the two disagree run, and would fail in shape inference later.
+    """
+    for graph in (model.graph, *model.graph.subgraphs()):
+        for value in graph.initializers.values():
+            if value.const_value is not None and value.shape != value.const_value.shape:
+                value.shape = value.const_value.shape.copy()
 
 
 def _refuse_new(proto: onnx.ModelProto, path: Path, newest_opset: int) -> None:

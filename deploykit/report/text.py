@@ -22,6 +22,7 @@ STYLES = {
     "planned": "bold",
 }
 SUBJECTS_SHOWN = 3
+LAYERS_SHOWN = 16
 PIPE_WIDTH = 140
 
 
@@ -33,7 +34,7 @@ def print_report(
     Args:
         report: the report.
         console: where to.
-        all_layers: whether layers that did not change are listed too.
+        all_layers: whether all layers are listed, or the first that changed or have dead channels.
     """
     if console is None:
         console = Console()
@@ -54,7 +55,15 @@ def render(report: Report, *, all_layers: bool = False) -> RenderableType:
         parts += [Text(""), _candidates(report)]
     layers = [layer for layer in report.layers if all_layers or _is_interesting(layer)]
     if layers:
-        parts += [Text(""), _layers(layers, len(report.layers))]
+        shown = layers if all_layers else layers[:LAYERS_SHOWN]
+        parts += [Text(""), _layers(shown, len(layers), len(report.layers))]
+    if not all_layers and len(layers) > LAYERS_SHOWN:
+        parts.append(
+            Text(
+                f"... and {len(layers) - LAYERS_SHOWN} more: -v lists all, and so does report.html",
+                "dim",
+            )
+        )
     if report.skips:
         parts += [Text(""), _skips(report)]
     if report.validation is not None:
@@ -88,9 +97,13 @@ def _is_interesting(layer: Layer) -> bool:
     return layer.zero_outputs > 0 or layer.shape_after != layer.shape_before
 
 
-def _layers(layers: Sequence[Layer], total: int) -> Table:
+def _layers(layers: Sequence[Layer], interesting: int, total: int) -> Table:
     table = _table("weight", "op", "outputs", "inputs", "zeros", "dead outputs")
-    table.title = f"layers: {len(layers)} of {total} have zero channels or changed"
+    table.title = (
+        f"layers: {interesting} of {total}"
+        if interesting == total
+        else f"layers: {interesting} of {total} changed or have dead channels"
+    )
     table.title_justify = "left"
     for layer in layers:
         outputs = _arrow(layer.outputs.before, layer.outputs.after)

@@ -101,6 +101,16 @@ def test_a_newer_ir_version_is_lowered_on_save_only(network, tmp_path):
     assert model.ir_version == model_io.MAX_IR_VERSION + 1
 
 
+def test_the_data_of_a_weight_counts_more_than_what_is_said_of_it(tmp_path):
+    def lie(model):
+        model.graph.value_info.append(
+            helper.make_tensor_value_info("b1", TensorProto.FLOAT, [])
+        )
+
+    value = model_io.load(saved(tmp_path / "m.onnx", lie)).model.graph.initializers["b1"]
+    assert list(value.shape) == [64]
+
+
 def make_sparse(model):
     values = numpy_helper.from_array(np.ones(2, np.float32), "thin")
     indices = numpy_helper.from_array(np.array([0, 3]), "where")
