@@ -143,20 +143,28 @@ class _Walk:
 
 def _captured(node: ir.Node) -> tuple[list[ir.Value], bool]:
     """Values that a node's subgraphs read from outside of themselves, and whether there are any subgraphs."""
-    found: list[ir.Value] = []
+    graphs = _subgraphs(node)
+    found: list[ir.Value | None] = []
+    pending = list(graphs)
+    while pending:
+        graph = pending.pop()
+        # A body may also return a value of the outer graph as it is.
+        found.extend(graph.outputs)
+        for inner in graph:
+            found.extend(inner.inputs)
+            pending.extend(_subgraphs(inner))
+    captured = [value for value in found if value is not None and value.graph is node.graph]
+    return captured, bool(graphs)
+
+
+def _subgraphs(node: ir.Node) -> list[ir.Graph]:
     graphs: list[ir.Graph] = []
     for attribute in node.attributes.values():
         if attribute.type == ir.AttributeType.GRAPH:
             graphs.append(attribute.as_graph())
         elif attribute.type == ir.AttributeType.GRAPHS:
             graphs.extend(attribute.as_graphs())
-    for graph in graphs:
-        for inner in graph:
-            found.extend(value for value in inner.inputs if value is not None)
-            found.extend(_captured(inner)[0])
-        # A body may also return a value of the outer graph as it is.
-        found.extend(value for value in graph.outputs if value is not None)
-    return [value for value in found if value.graph is node.graph], bool(graphs)
+    return graphs
 
 
 # --- Elementwise and movement -----------------------------------------------------------------------------------

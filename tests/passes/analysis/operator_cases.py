@@ -85,14 +85,20 @@ def normal(*shape: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng([seed, *shape]).normal(size=shape).astype(np.float32)
 
 
-def thinned(*shape: int, seed: int = 0) -> np.ndarray:
-    """A weight that reads only some inputs: 0 and 2, or 1 and 3, or all, or none."""
-    weight = normal(*shape, seed=seed)
+def thinned(*shape: int) -> np.ndarray:
+    """A weight that reads, by row, only inputs 1 and 3, or 0 and 2, or all, or none."""
+    weight = normal(*shape)
     for row in range(shape[0]):
         for column in range(shape[1]):
             if row % 4 == 3 or (row % 4 < 2 and column % 2 == row % 2):
                 weight[row, column] = 0
     return weight
+
+
+def flipped(*shape: int) -> np.ndarray:
+    """The same with inputs first: shape `(inputs, outputs, ...)`."""
+    inputs, outputs, *taps = shape
+    return np.ascontiguousarray(thinned(outputs, inputs, *taps).swapaxes(0, 1))
 
 
 def f32(*numbers: float) -> np.ndarray:
@@ -114,7 +120,7 @@ TRANSPOSE = """z = ConvTranspose <{}> (y, w, b)"""
 
 def conv(attributes: str, *weight: int, kind: str = CONV, **options: object) -> Case:
     outputs = int(options.pop("outputs", weight[0]))  # type: ignore[call-overload]
-    kernel = thinned(*weight)
+    kernel = flipped(*weight) if kind is TRANSPOSE else thinned(*weight)
     return Case(kind.format(attributes), {"w": kernel, "b": normal(outputs, seed=9)}, **options)  # type: ignore[arg-type]
 
 
@@ -216,6 +222,10 @@ CASES: dict[str, Case] = {
     "Conv SAME_LOWER": conv('auto_pad="SAME_LOWER", strides=[2,1]', 8, 4, 3, 4),
     "Conv VALID": conv('auto_pad="VALID", strides=[2,1]', 8, 4, 3, 4),
     "Conv grouped": conv("group=2, pads=[1,1,1,1]", 8, 2, 3, 3),
+    "Conv without middle taps": Case(
+        "z = Conv <pads=[1,1,1,1]> (y, w, b)",
+        {"w": thinned(8, 4, 3, 3) * f32(1, 1, 1, 1, 0, 1, 1, 1, 1).reshape(3, 3), **BIAS},
+    ),
     "Conv depthwise": conv("group=4, pads=[1,1,1,1], strides=[2,2]", 8, 1, 3, 3),
     "Conv on a line": conv("pads=[1,1]", 8, 4, 3, shape=(2, 4, 7)),
     "Conv in a volume": conv("pads=[0,1,0,0,1,0]", 8, 4, 1, 3, 2, shape=(2, 4, 2, 3, 4)),
@@ -239,12 +249,12 @@ CASES: dict[str, Case] = {
     "ConvTranspose to a shape": conv("output_shape=[10,12], strides=[2,2]", 4, 8, 3, 3, kind=TRANSPOSE, outputs=8),
     "ConvTranspose of maps": Case(
         "t = Conv <pads=[1,1,1,1], group=4> (y, w)\nu = Relu(t)\nz = ConvTranspose <strides=[2,1], pads=[1,2,0,1]> (u, v, b)",
-        {"w": normal(4, 1, 3, 3), "v": thinned(4, 8, 3, 4), **BIAS},
+        {"w": normal(4, 1, 3, 3), "v": flipped(4, 8, 3, 4), **BIAS},
     ),
-    "Gemm": Case("z = Gemm <alpha=0.5, beta=2.0> (y, w, b)", {"w": thinned(4, 8), "b": normal(8)}, shape=(3, 4)),
+    "Gemm": Case("z = Gemm <alpha=0.5, beta=2.0> (y, w, b)", {"w": flipped(4, 8), "b": normal(8)}, shape=(3, 4)),
     "Gemm transposed": Case("z = Gemm <transA=1, transB=1> (y, w)", {"w": thinned(8, 3)}, shape=(3, 4)),
-    "MatMul": Case("z = MatMul(y, w)", {"w": thinned(4, 8)}, shape=(2, 4)),
-    "MatMul of three axes": Case("t = Transpose <perm=[0,2,1]> (y)\nz = MatMul(t, w)", {"w": thinned(4, 8)}, shape=(2, 4, 3)),
+    "MatMul": Case("z = MatMul(y, w)", {"w": flipped(4, 8)}, shape=(2, 4)),
+    "MatMul of three axes": Case("t = Transpose <perm=[0,2,1]> (y)\nz = MatMul(t, w)", {"w": flipped(4, 8)}, shape=(2, 4, 3)),
     "MatMul batched": Case("z = MatMul(y, w)", {"w": normal(4, 6, 3) * f32(1, 0, 1)}),
     "MatMul by a vector": Case("t = Transpose <perm=[0,2,3,1]> (y)\nz = MatMul(t, w)", {"w": f32(0, 1, 0, 2)}),
     "MatMul from the left": Case("z = MatMul(w, y)", {"w": thinned(8, 4)}, shape=(2, 4, 3)),
@@ -326,6 +336,8 @@ CASES: dict[str, Case] = {
     ),
     "unknown operator": Case("z = CumSum(y, a)", {"a": np.array(3)}, known=False, needed=False),
 }  # fmt: skip
+CASES["Div"] = Case("z = Div(y, c)", {"c": f32(0.5, 3, -2, 0).reshape(4, 1, 1)})
+CASES["Acosh"] = Case("t = Exp(y)\nu = Add(t, c)\nz = Acosh(u)", {"c": f32(1)})
 CASES["GroupNormalization"] = Case(
     "t = Concat <axis=1> (y, c)\nz = GroupNormalization <num_groups=4> (t, s, b)",
     {"c": normal(1, 4, 5, 6)[[0, 0]], "s": f32(0, 1, 2, -1, 1, 1, 1, 0), "b": normal(8)},

@@ -102,6 +102,12 @@ DYNAMIC: dict[str, tuple[str, dict[str, np.ndarray], int]] = {
     # The last row is read whole at even heights, where the padding at the end is never reached.
     "strided, padded": ("z = Conv <pads=[0,0,1,0], strides=[2,1], kernel_shape=[3,1]> (y, w)", {"w": thinned(8, 4, 3, 1)}, 2),
     "same": ('z = Conv <auto_pad="SAME_UPPER", strides=[2,2]> (y, w)', {"w": thinned(8, 4, 3, 3)}, 2),
+    # Nothing is padded at even sizes.
+    "same, of even windows": (
+        'z = Conv <auto_pad="SAME_UPPER", strides=[2,2]> (y, w)',
+        {"w": thinned(8, 4, 2, 2)},
+        2,
+    ),
     "transposed, blocks": ("z = ConvTranspose <strides=[2,2]> (y, w)", {"w": np.ones((4, 1, 2, 2), np.float32) * f32(0, 1, 0, 1).reshape(4, 1, 1, 1)}, 1),
     "transposed, pattern": ("z = ConvTranspose <strides=[2,2]> (y, w)", {"w": normal(4, 1, 2, 2) * f32(0, 1, 0, 1).reshape(4, 1, 1, 1)}, 0),
     "counted pads": ("z = AveragePool <kernel_shape=[3,3], pads=[1,1,1,1], count_include_pad=1> (y)", {}, 0),
