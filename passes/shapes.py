@@ -331,6 +331,7 @@ class Bench:
             value.shape = self.replaced(value, shape, numbers)
         for value, shape in self.declared.items():
             value.shape = self.replaced(value, shape, numbers)
+        settled = -1
         while True:
             infer(self.model, strict=False)
             known = {
@@ -340,10 +341,13 @@ class Bench:
             }
             before = set(known)
             compute(self.graph, known, {})
+            # Counted after both: what one finds, the other may have given up in the meantime.
+            stuck = len(known) <= settled or len(known) == len(before)
+            if stuck or not self.contradicts(known):
+                return known
+            settled = len(known)
             for value in known.keys() - before:
                 value.shape = ir.Shape(known[value])
-            if len(known) == len(before) or not self.contradicts(known):
-                return known
 
     def replaced(
         self, value: ir.Value, shape: ir.Shape, numbers: Mapping[str, int]
@@ -423,8 +427,15 @@ def static(value: ir.Value) -> Shape | None:
     if value.shape is None or not isinstance(value.type, ir.TensorType | None):
         return None
     sizes: Shape = tuple(size if isinstance(size, int) else -1 for size in value.shape)
-    # An empty tensor of rank 3 or more is a map that shrank to nothing: a window larger than its stand-in.
-    return sizes if all(size > 0 or (size == 0 and len(sizes) < 3) for size in sizes) else None
+    return sizes if possible(sizes) else None
+
+
+def possible(sizes: Shape) -> bool:
+    """Whether a tensor may have these sizes.
+
+    An empty one of rank 3 or more is a map that shrank to nothing, because its stand-in is too small.
+    """
+    return all(size > 0 or (size == 0 and len(sizes) < 3) for size in sizes)
 
 
 def compute(
@@ -466,7 +477,8 @@ def compute(
             known = [None if value is None else shape.get(value) for value in node.inputs]
             data = [contents(value, found) for value in node.inputs]
             for value, sizes in zip(outputs, output_sizes(node, known, data), strict=False):
-                shape.setdefault(value, sizes)
+                if possible(sizes):
+                    shape.setdefault(value, sizes)
     none = {value: np.zeros(array.shape, dtype=bool) for value, array in found.items()}
     return found, {**none, **flags}
 

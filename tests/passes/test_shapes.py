@@ -147,6 +147,18 @@ def test_stand_ins_adapt_to_what_a_model_has_baked_in() -> None:
     assert by_name(shapes.measure(line).shape)["z"][1] == 3
 
 
+def test_a_length_that_a_window_does_not_fit_into_is_replaced_by_a_longer_one() -> None:
+    sound = reading(
+        "c = Conv <strides = [40]> (x, w) s = Slice (c, zero, minus, two) z = Relu (s)",
+        "float[N,1,T] x",
+        constants="int64[1] minus = {-1}, int64[1] zero = {0}, int64[1] two = {2}, "
+        f"float[1,1,40] w = {{{','.join(['1'] * 40)}}}",
+    )
+    sizes = shapes.measure(sound)
+    assert by_name(sizes.shape)["z"][2] > 0
+    assert by_name(sizes.symbolic)["z"] == (True, False, True)
+
+
 def test_a_weight_settles_the_channels_that_the_input_leaves_open() -> None:
     model = reading(
         "z = Conv <group = 2> (x, w)",
