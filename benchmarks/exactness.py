@@ -29,10 +29,10 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import re
 import subprocess
 import sys
 import time
-import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -189,15 +189,12 @@ def rewrite(data: bytes, stage: str) -> tuple[onnx.ModelProto, list[passes.PassR
 
 
 def unexplained(model: onnx.ModelProto, reports: Iterable[passes.PassReport]) -> list[str]:
-    """Weights with rows of zeros that neither a skip nor a carrier mentions."""
-    reports = list(reports)
-    said = {skip.subject for report in reports for skip in report.skips}
-    said |= {
-        change.subject
-        for report in reports
-        for change in report.changes
-        if "carrier" in change.what
-    }
+    """Weights with more rows of zeros left than the skips about them account for."""
+    said: dict[str, int] = {}
+    for report in reports:
+        for skip in report.skips:
+            name, count = _skipped(skip.subject)
+            said[name] = said.get(name, 0) + count
     weights = Weights(model)
     left = []
     for node in model.graph.node:
@@ -205,12 +202,22 @@ def unexplained(model: onnx.ModelProto, reports: Iterable[passes.PassReport]) ->
         if found is None:
             continue
         index, axis, _ = found
-        weight = np.moveaxis(weights[node.input[index]], axis, 0)
+        name = node.input[index]
+        weight = np.moveaxis(weights[name], axis, 0)
         zeros = int((weight.reshape(len(weight), -1) == 0).all(axis=1).sum())
-        known = [name for name in (node.input[index], node.name, *node.output) if name]
-        if zeros and not any(name in subject for subject in said for name in known):
-            left.append(f"{node.input[index]} ({zeros})")
+        accounted = max(said.get(key, 0) for key in (name, node.name, *node.output))
+        if zeros > accounted:
+            left.append(f"{name} ({zeros} of {len(weight)}, {accounted} accounted for)")
     return left
+
+
+def _skipped(subject: str) -> tuple[str, int]:
+    """What a skip is about, and how many channels: "name: channels [1, 2, ... 40 in all]"."""
+    found = re.fullmatch(r"(.*): channels? \[(.*)\]", subject, flags=re.DOTALL)
+    if found is None:
+        return subject, sys.maxsize  # about the whole of it
+    total = re.search(r"(\d+) in all", found[2])
+    return found[1], int(total[1]) if total else found[2].count(",") + 1
 
 
 def judge(case: Case, stage: str) -> Row:
@@ -286,7 +293,6 @@ def run_model(name: str, plan: Sequence[tuple[str, float]], state: Path, cache: 
             try:
                 row = judge(case, stage)
             except Exception as error:  # noqa: BLE001 - a crash of ours is a row, and a failed one
-                traceback.print_exc()
                 detail = f"{type(error).__name__}: {error}"[:300]
                 row = {"verdict": "failed", "detail": detail}
             if name in QUANTISED and row.get("detail", "").startswith(("UnsupportedGraph",)):
