@@ -250,7 +250,7 @@ class _Builder:
             name=name,
             shape=ir.Shape(array.shape),
             type=ir.TensorType(ir.DataType.FLOAT),
-            const_value=ir.tensor(np.ascontiguousarray(array), name=name),
+            const_value=ir.tensor(array.copy(), name=name),
         )
         self.graph.register_initializer(value)
         return value
