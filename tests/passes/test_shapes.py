@@ -283,6 +283,10 @@ def test_evaluation_agrees_with_the_runtime_and_flags_are_sound(body: str, given
             assert flags.all()
         else:
             np.testing.assert_array_equal(changed[~flags], result[~flags])
+    for name in given.keys() - set(free):
+        # What steers the movement decides on every element.
+        _, flags = evaluated(feeds, clean | {name: np.ones(feeds[name].shape, bool)})
+        assert flags.all()
 
 
 def test_a_model_that_inference_refuses_is_an_error_with_the_cause() -> None:
