@@ -186,10 +186,12 @@ def _trust_weights(model: ir.Model) -> None:
 
     Runtimes do the same; files in which the two disagree run, and would fail in shape inference later.
     """
+    import onnx_ir as ir
+
     for graph in (model.graph, *model.graph.subgraphs()):
         for value in graph.initializers.values():
             if value.const_value is not None and value.shape != value.const_value.shape:
-                value.shape = value.const_value.shape.copy()
+                value.shape = ir.Shape(value.const_value.shape)
 
 
 def _refuse_new(proto: onnx.ModelProto, path: Path, newest_opset: int) -> None:

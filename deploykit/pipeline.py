@@ -283,7 +283,7 @@ def plan(request: Request, *, progress: Progress = silent) -> records.Report:
         layers=layers.compare(model, made.model),
         verdict="planned",
         reason="this is what exact removal would do; nothing was run or written",
-        warnings=_left_out_warnings(steps, recipe),
+        warnings=_left_out_warnings(steps) if recipe.passes is not None else (),
         elapsed_s=time.perf_counter() - began,
     )
 
@@ -501,12 +501,12 @@ def _write_model(start: Start, form: Saved | None, folder: Path) -> None:
 
 
 def _report(job: Job, decided: Decision) -> records.Report:
-    start, recipe, forms = job.start, job.recipe, job.forms
+    start, forms = job.start, job.forms
     shown = decided.shown(forms)
     is_written = decided.form is not None
     after = shown.size if is_written else start.size
     bytes_before = _source_bytes(start)
-    warnings = list(start.warnings) + list(_left_out_warnings(job.steps, recipe))
+    warnings = list(start.warnings) + list(_left_out_warnings(job.steps))
     warnings += [
         f"'{unmade.form.name}' was not considered: {unmade.reason}" for unmade in job.failed
     ]
@@ -659,11 +659,10 @@ def _pass_records(
     )
 
 
-def _left_out_warnings(steps: Sequence[candidates.Step], recipe: Recipe) -> tuple[str, ...]:
+def _left_out_warnings(steps: Sequence[candidates.Step]) -> tuple[str, ...]:
     return tuple(
         f"'{name}' did not run: what it adds is only kept when a measurement shows that it pays"
         for name in candidates.left_out(steps)
-        if recipe.passes is None or name in recipe.passes
     )
 
 

@@ -151,9 +151,10 @@ def read_recipe(
             name.strip() for name in given["passes"].split(",") if name.strip()
         )
     if given.get("masks") is not None:
-        given["masks"] = str(given["masks"])
+        given["masks"] = str(given["masks"].resolve())
     if given.get("inputs"):
-        given["inputs"] = tuple(str(file) for file in given["inputs"])
+        # The effective recipe lies in another folder, and must still name the same files there.
+        given["inputs"] = tuple(str(file.resolve()) for file in given["inputs"])
     shapes = dict(recipes.parse_shape(text) for text in shape)
     found = {key: value for key, value in given.items() if value not in (None, ())}
     return recipes.merge(base, options, shape={**base.shape, **shapes}, **found)

@@ -39,7 +39,7 @@ svg { display: block; } svg text { font: 11px system-ui, sans-serif; fill: var(-
 details summary { cursor: pointer; color: var(--soft); }
 """
 
-BAR_WIDTH = 260
+BAR_WIDTH = 180
 SUBJECTS_SHOWN = 6
 
 
@@ -150,12 +150,11 @@ def _interval_bar(row: Candidate, highest: float) -> str:
 def _layers(layers: Sequence[Layer]) -> str:
     if not layers:
         return ""
-    widest = max(max(layer.outputs.before or 1, layer.outputs.after or 0) for layer in layers)
     rows = [
         [
             _cell(layer.weight, "name"),
             _cell(layer.op_type),
-            f"<td>{_channel_bar(layer, widest)}</td>",
+            f"<td>{_channel_bar(layer)}</td>",
             _number(_arrow(layer.outputs.before, layer.outputs.after)),
             _number(_arrow(layer.inputs.before, layer.inputs.after)),
             _number(f"{100 * layer.zeros:.0f} %"),
@@ -175,9 +174,9 @@ def _layers(layers: Sequence[Layer]) -> str:
     return "<h2>Layers</h2>" + _table(headers, rows)
 
 
-def _channel_bar(layer: Layer, widest: int) -> str:
+def _channel_bar(layer: Layer) -> str:
     before, after = layer.outputs.before or 0, layer.outputs.after or 0
-    scale = BAR_WIDTH / max(widest, 1)
+    scale = BAR_WIDTH / max(before, after, 1)
     label = f"{before} before, {after} after"
     return (
         f'<svg width="{BAR_WIDTH}" height="14" role="img" aria-label="{label}">'

@@ -91,13 +91,13 @@ def verdict_sentence(report: Report) -> str:
             lo, hi = ratio.ci95
             return (
                 f"{1 / ratio.median:.2f} times as fast: {ratio.median:.3f} of the original's time "
-                f"(95 % interval {lo:.3f} to {hi:.3f}), with {change_text(size.parameters)} parameters."
+                f"(95 % interval {lo:.3f} to {hi:.3f}), with {_fewer(size.parameters)} parameters."
             )
         case "smaller":
             speed = (
                 "speed not measured" if report.profile is None else "no proven change of speed"
             )
-            return f"Smaller, {speed}: {change_text(size.parameters)} parameters, {change_text(size.bytes)} bytes."
+            return f"Smaller, {speed}: {_fewer(size.parameters)} parameters, {_fewer(size.bytes)} bytes."
         case "differs":
             return f"No model was written: {reason}."
         case "planned":
@@ -149,6 +149,15 @@ def ratio_text(candidate: Candidate) -> tuple[str, str]:
         "" if candidate.ci95 is None else f"{candidate.ci95[0]:.3f} to {candidate.ci95[1]:.3f}"
     )
     return ratio, interval
+
+
+def _fewer(count: Count) -> str:
+    ratio = count.ratio
+    if ratio is None:
+        return "an unknown number of"
+    if ratio == 1.0:
+        return "as many"
+    return f"{100 * abs(1 - ratio):.1f} % {'fewer' if ratio < 1 else 'more'}"
 
 
 def _pair(count: Count, show: object) -> tuple[str, str, str]:

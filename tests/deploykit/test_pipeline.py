@@ -335,7 +335,7 @@ def test_the_dump_shows_every_step(run, network, tmp_path, built_in, measured):
     assert (tmp_path / "dump" / "thesis.txt").read_text() == "years of work"
 
 
-def test_the_recipe_repeats_the_run(run, network, tmp_path, built_in, measured):
+def test_the_recipe_repeats_the_run(run, network, tmp_path, built_in, measured, monkeypatch):
     measured[0]["as is"] = 0.5
     optimize(run, network, tmp_path / "one", "--keep", "w1", "--threads", 2)
     document = optimize(
