@@ -107,9 +107,8 @@ def hunt(count: int, seed: int, folder: pathlib.Path) -> int:
         nodes = len(failure.case.proto.graph.node)
         print(f"{times} x {kind}")  # noqa: T201 - a script
         print(f"    {failure.message}")  # noqa: T201
-        print(
-            f"    {nodes} nodes, zeros {failure.case.zeros}, {failure.options}, {failure.case.sizes} -> {path}"
-        )  # noqa: T201
+        context = f"{nodes} nodes, zeros {failure.case.zeros}, {failure.options}, {failure.case.sizes}"
+        print(f"    {context} -> {path}")  # noqa: T201
     print(dict(totals), f"{sum(groups.values())} failed")  # noqa: T201
     return sum(groups.values())
 

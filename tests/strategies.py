@@ -54,7 +54,7 @@ class Case:
     zeros: str
     graph: Graph
 
-    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:  # noqa: ARG002
+    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
         """The model as text: what a failing example prints."""
         text = onnx.printer.to_text(self.proto)
         printer.text(f"zeros: {self.zeros}, sizes: {self.sizes}\n{text}")
@@ -530,7 +530,7 @@ def branch(d: Draft, x: str) -> str:
     y = g.conv(x, d.width(x), 1)
     weight = g.layers[-1].weight
     total = g.add("ReduceSum", [y], keepdims=0)
-    condition = g.add("Greater", [total, g.const(np.zeros(()))])
+    condition = g.add("Greater", [total, g.const(np.full((), 0.4371))])
     out = g.types[y].tensor_type.elem_type
 
     def body(name: str, node: onnx.NodeProto) -> onnx.GraphProto:

@@ -40,7 +40,7 @@ def test_random_models_are_diverse_and_full_of_zeros() -> None:
     ops = {n.op_type for case in drawn for n in case.proto.graph.node}
     assert {"Conv", "ConvTranspose", "Gemm", "MatMul", "Concat", "Split", "Reshape"} <= ops
     assert len(ops) >= 40
-    assert {case.zeros for case in drawn} == set(strategies.ZEROS)
+    assert len({case.zeros for case in drawn}) >= 4
     assert any(case.sizes for case in drawn)
     assert any(case.graph.dtype == np.float16 for case in drawn)
     with_zeros = sum(
