@@ -191,7 +191,7 @@ def _trust_weights(model: ir.Model) -> None:
     for graph in (model.graph, *model.graph.subgraphs()):
         for value in graph.initializers.values():
             if value.const_value is not None and value.shape != value.const_value.shape:
-                value.shape = ir.Shape(value.const_value.shape)
+                value.shape = ir.Shape(value.const_value.shape.numpy())
 
 
 def _refuse_new(proto: onnx.ModelProto, path: Path, newest_opset: int) -> None:

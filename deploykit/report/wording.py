@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Sequence
 
 from deploykit.report.records import Candidate, Count, Report, Skip
@@ -22,29 +23,46 @@ __all__ = [
 
 @dataclasses.dataclass(frozen=True)
 class SkipGroup:
-    """Skips that share a reason.
+    """Skips for one kind of reason.
 
     Attributes:
-        reason: why.
+        reason: why; where the reasons differ in names and numbers, those are left out.
         advice: what can be done about it.
-        subjects: what it is about.
+        skips: the skips.
     """
 
     reason: str
     advice: str
-    subjects: tuple[str, ...]
+    skips: tuple[Skip, ...]
+
+    @property
+    def subjects(self) -> tuple[str, ...]:
+        """What it is about."""
+        return tuple(skip.subject for skip in self.skips)
+
+    @property
+    def is_uniform(self) -> bool:
+        """Whether all of them have the very same reason."""
+        return all(skip.reason == self.reason for skip in self.skips)
 
 
 def group_skips(skips: Sequence[Skip]) -> tuple[SkipGroup, ...]:
-    """Group skips by reason and advice, the most frequent first."""
-    groups: dict[tuple[str, str], list[str]] = {}
+    """Group skips by kind of reason and advice, the most frequent first."""
+    groups: dict[tuple[str, str], list[Skip]] = {}
     for skip in skips:
-        groups.setdefault((skip.reason, skip.advice), []).append(skip.subject)
-    made = [
-        SkipGroup(reason, advice, tuple(subjects))
-        for (reason, advice), subjects in groups.items()
-    ]
-    return tuple(sorted(made, key=lambda group: -len(group.subjects)))
+        groups.setdefault((_kind_of(skip.reason), skip.advice), []).append(skip)
+    made = []
+    for (kind, advice), members in groups.items():
+        reasons = {skip.reason for skip in members}
+        made.append(
+            SkipGroup(reasons.pop() if len(reasons) == 1 else kind, advice, tuple(members))
+        )
+    return tuple(sorted(made, key=lambda group: -len(group.skips)))
+
+
+def _kind_of(reason: str) -> str:
+    """A reason without the names and numbers of its case."""
+    return re.sub(r"'[^']*'|\b\d+\b", "…", reason)
 
 
 def size_rows(report: Report) -> list[tuple[str, str, str, str]]:
