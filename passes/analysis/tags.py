@@ -95,7 +95,7 @@ class Tags:
         self.grids: list[Grid] = []
         self.pins: list[tuple[Array, Pin]] = []
         self.rigid: list[tuple[Array, Pin]] = []
-        self.zero_only: dict[ir.Value, Pin] = {}
+        self.zero_only: dict[ir.Value, list[tuple[Pin, object]]] = {}
         self.coarse_of: dict[tuple[object, int], int] = {}
 
     def fresh(self, shape: tuple[int, ...]) -> Array:
@@ -139,6 +139,15 @@ class Tags:
         tags = np.unique(tags)
         if tags.any():
             self.rigid.append((tags[tags > 0], pin))
+
+    def demand_zero(self, value: ir.Value, pin: Pin, key: object) -> None:
+        """Say that the channels of `value` are summed up with one another: only zeros are not missed in the sum.
+
+        Args:
+            value: the value; pin: the reason for others.
+            key: as in `coarsen`, of the sums: a sum that goes as a whole asks for nothing.
+        """
+        self.zero_only.setdefault(value, []).append((pin, key))
 
     def coarsen(self, key: object, tags: Array, axes: tuple[int, ...], subject: str) -> Array:
         """Coarse channels for the slices of `tags` along `axes`: size 1 there, one channel (or 0) a slice.

@@ -116,6 +116,21 @@ class Trace:
             Pin(label(node), "they lie along an axis that is not their own", "keep them"),
         )
 
+    def along(self, node: ir.Node, tags: Array, axis: int) -> Array:
+        """Tags along `axis`, of a node that treats each of its indices by itself and works over all other axes.
+
+        Channels that lie along another axis could only go together with their whole row of `axis`.
+        """
+        others = tuple(other for other in varying_axes(tags) if other != axis)
+        if others:
+            pin = Pin(label(node), f"'{label(node)}' works along an axis on which they lie", "keep them")
+            if tags.shape[axis] == 1:
+                self.tags.pin(tags, pin)
+            else:
+                self.tags.stiffen(tags, pin)
+            tags = self.unite_along(node, tags, others)
+        return tags
+
     def tie_weight(
         self, node: ir.Node, value: ir.Value, role: object, tags: tuple[Array, ...]
     ) -> None:

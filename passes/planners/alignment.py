@@ -79,15 +79,13 @@ def plan_alignment(channels: ChannelMap, *, multiple: int) -> Alignment:
     padded: dict[str, dict[int, int]] = {}
     changes, skips = [], []
     for node, made in trace.sources.items():
-        if node.op_type not in CONVOLUTIONS:
-            continue
         line = made.ravel()
         added = {int(i): pads[int(tag)] for i, tag in enumerate(line) if int(tag) in pads}
         if added:
             padded[node.outputs[0].name or ""] = added
             what = "output channels, zero channels added"
             changes.append(Change(weight_of(channels, node), what, line.size, line.size + sum(added.values())))
-        elif line.size % multiple:
+        elif line.size % multiple and node.op_type in CONVOLUTIONS:
             reason = next((refused[int(root)] for root in roots[line] if int(root) in refused), None)
             if reason is not None:
                 skips.append(

@@ -51,8 +51,10 @@ class Reader:
         classes: class of each channel, shape of those axes.
         indices: multi-index of each channel of the reader in the weight, one array an axis, of `classes`' size.
         constants: float64, compact, the channel axes first: what each channel is worth where `mask` holds.
-        mask: bool, shape of `classes`: the channel is a nonzero constant that is read.
+        mask: bool, shape of `classes`: the channel is a nonzero constant.
         rows: (axis, start, stop): the rows of the weight that belong to the group, or None.
+        made: class of each channel that the reader makes, or None if it makes none of its own.
+        reads: bool, shape `(made, channels)`: which of them reads which channel; one row of True if `made` is None.
     """
 
     node: ir.Node
@@ -63,6 +65,20 @@ class Reader:
     constants: Array
     mask: Array
     rows: tuple[int, int, int] | None
+    made: Array | None
+    reads: Array
+
+    def missed(self, stay: Array) -> Array:
+        """The constants that go and that something that stays would miss: bool, shape of `classes`.
+
+        An output that is constant itself, but has to stay, still computes its constant from them.
+        """
+        gone: Array = self.mask & ~stay[self.classes]
+        if not gone.any():
+            return gone
+        readers = self.reads if self.made is None else self.reads[stay[self.made]]
+        missed: Array = gone & readers.any(0)
+        return missed
 
     @property
     def uniform(self) -> bool:
@@ -101,16 +117,15 @@ def convolution_readers(
     if is_depthwise(node, incoming.size, outgoing.size):
         return
     known = channels.values.constants[value]
-    needed = channels.values.needed.get(value)
     shape = channels.sizes.shape[value]
     rank = len(shape)
     others = (0, *range(2, rank))
     numbers = np.where(known.mask, known.value, 0.0)
     batch = numbers[:1]
-    read = np.ones((1,) * rank, dtype=bool) if needed is None else needed
-    mask = (known.mask & (known.value != 0)).any(axis=others) & known.mask.all(axis=others) & read.any(axis=others)
+    mask = (known.mask & (known.value != 0)).any(axis=others) & known.mask.all(axis=others)
     mask = np.broadcast_to(mask, (shape[1],))
-    if not mask.any():
+    table = operands.read(node.inputs[1])
+    if not mask.any() or table is None:
         return
     constants = np.broadcast_to(batch[0], (shape[1], *batch.shape[2:]))
     groups = attribute_int(node, "group", 1)
@@ -121,6 +136,8 @@ def convolution_readers(
         if not mask[mine].any():
             continue
         start = group * size if transposed else 0
+        rows = slice(group * made, (group + 1) * made)
+        part = table[mine].swapaxes(0, 1) if transposed else table[rows]
         yield Reader(
             node,
             1,
@@ -130,6 +147,8 @@ def convolution_readers(
             constants[mine],
             mask[mine],
             None if transposed or groups == 1 else (0, group * made, (group + 1) * made),
+            channels.roots[outgoing[rows]],
+            part.reshape(made, size, -1).any(-1),
         )
 
 
@@ -138,18 +157,16 @@ def contraction_readers(
 ) -> Iterator[Reader]:
     """One reader, over batch and contracted letters."""
     known = channels.values.constants[value]
-    needed = channels.values.needed.get(value)
     names, axes = noted.names, noted.names.operands[1 - noted.weight]
     mine = names.operands[noted.weight]
-    table = node.inputs[noted.weight]
+    table = operands.read(node.inputs[noted.weight])
     if table is None:
         return
-    sizes = dict(zip(mine, channels.sizes.shape[table], strict=True))
+    sizes = dict(zip(mine, table.shape, strict=True))
     lines = noted.batch + "".join(c for c in names.contracted if sizes[c] > 1)
     order = [axes.index(c) for c in lines]
     rest = tuple(axis for axis in range(len(axes)) if axis not in order)
-    read = np.ones((1,) * len(axes), dtype=bool) if needed is None else needed
-    every = known.mask.all(axis=rest, keepdims=True) & read.any(axis=rest, keepdims=True)
+    every = known.mask.all(axis=rest, keepdims=True)
     some = (known.mask & (known.value != 0)).any(axis=rest, keepdims=True)
     shape = noted.incoming.shape
     both = (every & some).transpose(order + list(rest))
@@ -159,6 +176,14 @@ def contraction_readers(
     numbers = np.where(known.mask, known.value, 0.0).transpose(order + list(rest))
     constants = np.broadcast_to(numbers, shape + numbers.shape[len(order) :])
     where = np.unravel_index(np.arange(mask.size), shape)
+    free = [mine.index(c) for c in names.free(noted.weight)]
+    reads, made = np.ones((1, mask.size), dtype=bool), None
+    if noted.outgoing is not None and not noted.batch:
+        place = [mine.index(c) for c in lines]
+        other = [axis for axis in range(table.ndim) if axis not in free and axis not in place]
+        ordered = table.transpose([*free, *place, *other])
+        reads = ordered.reshape(noted.outgoing.size, mask.size, -1).any(-1)
+        made = channels.roots[noted.outgoing].ravel()
     yield Reader(
         node,
         noted.weight,
@@ -168,6 +193,8 @@ def contraction_readers(
         constants.reshape(mask.size, *constants.shape[len(order) :]),
         mask.ravel(),
         None,
+        made,
+        reads,
     )
 
 
@@ -283,7 +310,7 @@ class Carrying:
         """One more class that has to stay so that every constant can be carried on, with the reason; None if none has."""
         best: list[tuple[Reader, Array]] = []
         for reader in self.readers:
-            gone = reader.mask & ~stay[reader.classes]
+            gone = reader.missed(stay)
             if not gone.any() or self.foldable(reader, gone):
                 continue
             if not reader.exact:
@@ -356,7 +383,7 @@ class Carrying:
         amounts: dict[ir.Node, Array] = {}
         carriers: dict[int, tuple[str, int]] = {}
         for reader in self.readers:
-            gone = reader.mask & ~stay[reader.classes]
+            gone = reader.missed(stay)
             if not gone.any():
                 continue
             sources = tuple(index[gone] for index in reader.indices)

@@ -62,13 +62,13 @@ def plan_removal(channels: ChannelMap, *, carry: Carry = "carrier") -> Removal:
         channels: the channel map of the model.
         carry: the form to prefer for constants that no bias can hold.
     """
-    in_use, why = used_classes(channels)
+    uses = find_uses(channels)
     carrying = Carrying(channels, carry)
     held: dict[int, Pin] = {}
     while True:
-        stay = in_use.copy()
+        stay = uses.used.copy()
         stay[list(held)] = True
-        settlement = Settlement(channels, stay, carrying.worth)
+        settlement = Settlement(channels, stay, carrying.worth, uses.bonds)
         settlement.settle()
         while (more := carrying.wanted(settlement.stay)) is not None:
             settlement.keep(*more)
@@ -87,7 +87,7 @@ def plan_removal(channels: ChannelMap, *, carry: Carry = "carrier") -> Removal:
             continue
         break
     merges, amounts, carriers = carrying.edits(settlement.stay, replay)
-    reasons = {**why, **channels.pinned, **held, **settlement.why}
+    reasons = {**uses.why, **channels.pinned, **held, **settlement.why}
     for root, (reader, count) in carriers.items():
         reasons[root] = carrier_pin(reader, count)
     dropped = {
@@ -104,39 +104,63 @@ def plan_removal(channels: ChannelMap, *, carry: Carry = "carrier") -> Removal:
     )
 
 
-def used_classes(channels: ChannelMap) -> tuple[Array, dict[int, Pin]]:
-    """Classes that cannot go: pinned, or varying and needed somewhere; with a reason for the latter.
+@dataclasses.dataclass(frozen=True)
+class Uses:
+    """Which channels have to stay because of what they are worth.
 
-    Returns:
-        bool, shape `(tags,)`, by class; and class -> reason.
+    Attributes:
+        used: bool, shape `(tags,)`, by class: pinned, or varying and needed somewhere.
+        why: class -> reason, for the latter.
+        bonds: (class, other class, reason): the other is a constant in a sum that the first stands for, and missed
+            there unless the whole sum goes.
     """
+
+    used: Array
+    why: dict[int, Pin]
+    bonds: tuple[tuple[int, int, Pin], ...]
+
+
+def find_uses(channels: ChannelMap) -> Uses:
+    """Find the classes that cannot go."""
     roots, trace, found = channels.roots, channels.trace, channels.values
     used = np.zeros(trace.tags.count, dtype=bool)
     used[0] = True
     used[list(channels.pinned)] = True
     why: dict[int, Pin] = {}
+    bonds: set[tuple[int, int, Pin]] = set()
     for value, tags in trace.tags.of.items():
         if not tags.any():
             continue
         known, needed = found.constants.get(value), found.needed.get(value)
         constant = np.zeros((1,) * tags.ndim, dtype=bool) if known is None else known.mask
-        zero_only = trace.tags.zero_only.get(value)
-        if zero_only is not None and known is not None:
-            constant = constant & (known.value == 0)
         bad = ~constant if needed is None else needed & ~constant
-        axes = tuple(axis for axis, size in enumerate(tags.shape) if size == 1)
-        bad = np.broadcast_to(bad.any(axis=axes, keepdims=True), tags.shape)
-        classes = np.unique(roots[tags[bad]])
+        classes = np.unique(roots[tags[over_channels(bad, tags)]])
         for root in classes[~used[classes]]:
-            why[int(root)] = reason_at(channels, value, zero_only if known is not None else None)
+            why[int(root)] = reason_at(channels, value)
         used[classes] = True
-    return used, why
+        demands = trace.tags.zero_only.get(value)
+        if demands is None or known is None:
+            continue
+        for tag in np.unique(tags[over_channels(constant & (known.value != 0), tags)]):
+            for pin, key in demands:
+                whole = trace.tags.coarse_of.get((key, int(tag)))
+                root = int(roots[tag])
+                if whole is not None:
+                    bonds.add((int(roots[whole]), root, pin))
+                elif not used[root]:
+                    used[root], why[root] = True, pin
+    return Uses(used, why, tuple(bonds))
 
 
-def reason_at(channels: ChannelMap, value: ir.Value, zero_only: Pin | None) -> Pin:
+def over_channels(fact: Array, tags: Array) -> Array:
+    """For each element of compact tags, whether a compact fact holds anywhere where it stands."""
+    axes = tuple(axis for axis, size in enumerate(tags.shape) if size == 1)
+    out: Array = np.broadcast_to(fact.any(axis=axes, keepdims=True), tags.shape)
+    return out
+
+
+def reason_at(channels: ChannelMap, value: ir.Value) -> Pin:
     """Why a dead channel cannot go that is in use at `value`."""
-    if zero_only is not None:
-        return zero_only
     node = value.producer()
     name = value.name or ""
     if node is not None and any(channels.sizes.symbolic.get(value, ())[2:]):

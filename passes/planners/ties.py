@@ -5,6 +5,8 @@ Channels only ever change from going to staying, so this ends; whatever stays ag
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import numpy as np
 
 from passes.analysis.channels import ChannelMap
@@ -21,13 +23,21 @@ class Settlement:
         channels: the channel map.
         stay: bool, shape `(tags,)`, by class: those that have to stay from the start.
         worth: float, shape `(tags,)`, by class: which ones to let stay first, where the ties leave a choice.
+        bonds: (class, other class, reason): while the first stays, so does the other.
 
     Attributes:
         stay: bool, shape `(tags,)`, by class; grows.
         why: class -> why it stays although it wanted to go.
     """
 
-    def __init__(self, channels: ChannelMap, stay: Array, worth: Array) -> None:
+    def __init__(
+        self,
+        channels: ChannelMap,
+        stay: Array,
+        worth: Array,
+        bonds: Collection[tuple[int, int, Pin]] = (),
+    ) -> None:
+        self.bonds = bonds
         self.stay = stay
         self.worth = worth
         self.why: dict[int, Pin] = {}
@@ -63,6 +73,9 @@ class Settlement:
                     self.keep(classes[[np.argmax(self.worth[classes])]], pin)
             for rows, partner, grid in self.grids:
                 self.settle_grid(rows, partner, Pin(grid.subject, surplus(grid.subject, grid.what), SURPLUS_ADVICE))
+            for first, other, pin in self.bonds:
+                if self.stay[first]:
+                    self.keep(np.asarray([other]), pin)
             for coarse, fine, cover in self.covers:
                 lives = self.stay[fine].any()
                 if lives and not self.stay[coarse]:

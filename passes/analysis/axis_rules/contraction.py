@@ -164,9 +164,10 @@ class Contraction:
         if single and not contracted:
             t.pin(tags, node, "a single channel is multiplied out")
         batch = "".join(c for c in batch if tags.shape[axes.index(c)] > 1)
-        incoming = np.broadcast_to(
-            pick(tags, axes, batch + contracted), [real[c] for c in batch + contracted]
-        )
+        # channels that lie along other axes are not consumed, whatever stands first on the contracted one
+        mine_only = place(pick(tags, axes, batch), batch, batch + contracted)
+        consumed = pick(tags, axes, batch + contracted) if consumes else mine_only if batch else 0
+        incoming = np.broadcast_to(consumed, [real[c] for c in batch + contracted])
         free = names.free(weight)
         passes = not consumes and any(tags.shape[axes.index(c)] > 1 for c in through)
         outgoing = None
@@ -229,7 +230,9 @@ def replay_weight(node: ir.Node, r: Replay, noted: Weighted) -> None:
     arriving = incoming
     if r.is_changed(value):
         wide = [sizes[c] for c in noted.batch + lines]
-        arriving = np.broadcast_to(pick(r.new(value), axes, noted.batch + lines), wide)
+        new = r.new(value)
+        if incoming.any():
+            arriving = np.broadcast_to(pick(new, axes, noted.batch + lines), wide)
     leaving = None
     if old is not None:
         leaving = survivors(node, r, old, arriving, incoming, len(noted.batch))
@@ -271,6 +274,7 @@ def survivors(node: ir.Node, r: Replay, old: Array, arriving: Array, incoming: A
     varying = [axis for axis in range(old.ndim) if old.shape[axis] > 1]
     if batch == 0 and len(varying) <= 1:
         left = r.survivors(old.ravel())
+        r.require(node, varying or left.size == old.size, old, "its only channel cannot become several")
         return left.reshape([-1 if axis in varying else 1 for axis in range(old.ndim)] if varying else old.shape)
     rows = old.reshape(int(np.prod(old.shape[: max(batch, 1)])), -1)
     order = range(rows.shape[0])
@@ -321,7 +325,8 @@ def trace_product(node: ir.Node, t: Trace, names: Letters) -> None:
         one, other = (place(tags, axes, target) for tags, axes in zip(inner, names.operands, strict=True))
         t.unite(node, one, other)
         for value, tags in zip(values, inner, strict=True):
-            t.tags.zero_only[value] = Pin(label(node), SUMMED, "make them zero, not constant")
+            pin = Pin(label(node), SUMMED, "make them zero, not constant")
+            t.tags.demand_zero(value, pin, (node, "product"))
             t.tags.stiffen(tags, Pin(label(node), SUMMED, "keep them"))
         wide = np.maximum(np.broadcast_arrays(one, other)[0], 0)
         t.notes[node] = Product(names, coarse=True)

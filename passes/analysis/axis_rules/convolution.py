@@ -28,7 +28,7 @@ __all__ = ["Convolution", "is_depthwise"]
 
 def is_depthwise(node: ir.Node, channels: int, outputs: int) -> bool:
     """Whether every input channel makes exactly one output channel."""
-    return attribute_int(node, "group", 1) == channels == outputs
+    return 1 < attribute_int(node, "group", 1) == channels == outputs
 
 
 class Convolution:
@@ -52,9 +52,7 @@ class Convolution:
             Pins("'{op}' has a weight that is not constant").trace(node, t)
             return
         rank = len(t.shape(value))
-        tags = t.unite_along(
-            node, t.get(value), tuple(axis for axis in range(rank) if axis != 1)
-        )
+        tags = t.along(node, t.get(value), 1)
         channels, outputs, groups = (
             t.shape(value)[1],
             t.shape(out)[1],

@@ -639,7 +639,7 @@ class DepthToSpace:
         """Tie the channels that become one; the first stands for all."""
         value, out = node.inputs[0], node.outputs[0]
         block = attribute_int(node, "blocksize", 1) ** 2
-        tags = t.unite_along(node, t.get(value), (0, 2, 3))
+        tags = t.along(node, t.get(value), 1)
         if tags.shape[1] == 1:
             t.set(node, out, tags)
             return
@@ -675,7 +675,7 @@ class SpaceToDepth:
     def trace(self, node: ir.Node, t: Trace) -> None:
         """Repeat the tags."""
         block = attribute_int(node, "blocksize", 1) ** 2
-        tags = t.unite_along(node, t.get(node.inputs[0]), (0, 2, 3))
+        tags = t.along(node, t.get(node.inputs[0]), 1)
         if t.shape(node.inputs[0])[1] == 1:
             t.pin(tags, node, "a single channel becomes several")
         t.set(

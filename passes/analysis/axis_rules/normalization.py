@@ -96,9 +96,7 @@ class GroupStatistics:
         """Pin the channels."""
         value = node.inputs[0]
         if t.known(value) and t.known(node.outputs[0]):
-            tags = t.unite_along(
-                node, t.get(value), tuple(a for a in range(len(t.shape(value))) if a != 1)
-            )
+            tags = t.along(node, t.get(value), 1)
             t.pin(tags, node, OVER_CHANNELS.format(op=node.op_type), OVER_CHANNELS_ADVICE)
             t.set(node, node.outputs[0], tags)
         else:
@@ -124,9 +122,7 @@ class BatchNormalization:
                 node, t
             )
             return
-        tags = t.unite_along(
-            node, t.get(value), tuple(a for a in range(len(t.shape(value))) if a != 1)
-        )
+        tags = t.along(node, t.get(value), 1)
         t.set(node, out, tags)
 
     def replay(self, node: ir.Node, r: Replay) -> None:
@@ -157,9 +153,7 @@ class Pooling:
         if len(node.outputs) > 1 and node.outputs[1].uses():
             Pins("'{op}' gives positions that count its channels").trace(node, t)
             return
-        tags = t.unite_along(
-            node, t.get(value), tuple(a for a in range(len(t.shape(value))) if a != 1)
-        )
+        tags = t.along(node, t.get(value), 1)
         t.set(node, out, tags)
 
     def replay(self, node: ir.Node, r: Replay) -> None:
@@ -188,7 +182,8 @@ class Resize:
             for a, (x, y) in enumerate(zip(t.shape(value), t.shape(out), strict=True))
             if x != y
         )
-        tags = t.unite_along(node, tags, scaled)
+        if any(tags.shape[axis] > 1 for axis in scaled):
+            t.pin(tags, node, "they lie along an axis that is scaled")
         if not varying_axes(tags) and any(t.shape(value)[axis] == 1 for axis in scaled):
             t.pin(tags, node, "a single channel is repeated")
         sizes = input_at(node, 3)
@@ -233,9 +228,8 @@ class Reduce:
         if single and tags.any():
             t.pin(tags, node, "it is reduced by itself")
         if inside and node.op_type in self.SUMS:
-            t.tags.zero_only[value] = Pin(
-                label(node), "they are summed up with others", "make them zero, not constant"
-            )
+            pin = Pin(label(node), "they are summed up with others", "make them zero, not constant")
+            t.tags.demand_zero(value, pin, (node, "sum"))
             t.tags.stiffen(
                 tags, Pin(label(node), "they are summed up with others", "keep them")
             )
