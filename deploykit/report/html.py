@@ -40,7 +40,7 @@ details summary { cursor: pointer; color: var(--soft); }
 """
 
 BAR_WIDTH = 180
-SUBJECTS_SHOWN = 6
+SUBJECTS_SHOWN = 4
 
 
 def render(report: Report) -> str:
@@ -191,10 +191,15 @@ def _skips(report: Report) -> str:
         return ""
     rows = []
     for group in groups:
-        shown = ", ".join(escape(subject) for subject in group.subjects[:SUBJECTS_SHOWN])
-        rest = group.subjects[SUBJECTS_SHOWN:]
+        told = [
+            escape(skip.subject if group.is_uniform else f"{skip.subject}: {skip.reason}")
+            for skip in group.skips
+        ]
+        shown = "".join(f"<div>{line}</div>" for line in told[:SUBJECTS_SHOWN])
+        rest = told[SUBJECTS_SHOWN:]
         if rest:
-            shown += f"<details><summary>and {len(rest)} more</summary>{', '.join(escape(subject) for subject in rest)}</details>"
+            lines = "".join(f"<div>{line}</div>" for line in rest)
+            shown += f"<details><summary>and {len(rest)} more</summary>{lines}</details>"
         rows.append(
             [_cell(group.reason), f'<td class="name">{shown}</td>', _cell(group.advice)]
         )

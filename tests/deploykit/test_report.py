@@ -191,6 +191,21 @@ def test_the_terminal_shows_names_as_they_are_and_groups_skips():
     assert "8 → gone" in shown
 
 
+def test_reasons_that_differ_in_names_only_are_one_group():
+    skips = [
+        r.Skip("a", "it carries 3 channels into 'x.y'", "fine"),
+        r.Skip("b", "it carries 14 channels into 'z'", "fine"),
+        r.Skip("c", "it is quantized", "dequantize it"),
+    ]
+    first, second = wording.group_skips(skips)
+    assert first.reason == "it carries … channels into …"
+    assert first.subjects == ("a", "b")
+    assert second.reason == "it is quantized"
+    record = r.PassRecord("p", True, True, {}, 0.0, (), tuple(skips))
+    shown = page.render(make_report(passes=(record,)))
+    assert "b: it carries 14 channels into &#x27;z&#x27;" in shown
+
+
 def test_figures_are_put_as_people_read_them():
     assert wording.count_text(2_241_536) == "2.24 M"
     assert wording.bytes_text(3 * 2**20) == "3.0 MiB"
