@@ -203,7 +203,7 @@ def sensitivity(
     ]
 
 
-def assert_same_function(
+def assert_same_function(  # noqa: PLR0912 - a list of what must agree
     original: Model,
     rewritten: Model,
     inputs: Sequence[Feeds],
