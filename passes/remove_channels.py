@@ -20,7 +20,7 @@ import numpy as np
 
 from passes import surgery, weights
 from passes.analysis.channels import find_channels
-from passes.base import Option, Pass, PassReport
+from passes.base import Change, Option, Pass, PassReport
 from passes.errors import CouplingConflict, PlanMismatch
 from passes.planners.dead_channels import plan_removal
 
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
     from passes.analysis.compact import Array
     from passes.planners.carrying import Carry
+    from passes.planners.dead_channels import Removal
     from passes.targets import Target
 
 __all__ = ["RemoveChannels"]
@@ -82,17 +83,26 @@ class RemoveChannels(Pass):
     def call(self, model: ir.Model) -> PassReport:
         """Plan and carry out."""
         masked = self.apply_masks(model)
-        channels = find_channels(model, keep=self.keep)
-        removal = plan_removal(channels, carry=self.carry)
-        if removal.plan:
-            surgery.operate(model, removal.edits, removal.replay.shapes)
+        changes: list[Change] = []
+        removal = self.remove(model, changes)
+        while removal.plan and removal.untied:
+            # uses of one weight that went apart are free to lose different channels
+            removal = self.remove(model, changes)
         return PassReport(
             self.name,
             self.exact,
-            modified=bool(removal.plan) or masked,
-            changes=removal.changes if removal.plan else (),
+            modified=bool(changes) or masked,
+            changes=tuple(changes),
             skips=removal.skips,
         )
+
+    def remove(self, model: ir.Model, changes: list[Change]) -> Removal:
+        """Plan and carry out once."""
+        removal = plan_removal(find_channels(model, keep=self.keep), carry=self.carry)
+        if removal.plan:
+            surgery.operate(model, removal.edits, removal.replay.shapes)
+            changes += removal.changes
+        return removal
 
     def apply_masks(self, model: ir.Model) -> bool:
         """Zero what the masks leave out; whether that changed anything."""

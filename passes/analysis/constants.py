@@ -164,9 +164,13 @@ class _Finder:
             return ir.DataType.FLOAT if tensor is None else tensor.dtype
         if name in {"Shape", "Size"}:
             return ir.DataType.INT64
-        return self.type_of(
-            argument(node, 1 if name in {"CastLike", "DequantizeLinear", "Where"} else 0)
-        )
+        for attribute in node.attributes.values():
+            if attribute.type == ir.AttributeType.GRAPH:
+                # the condition of an If says nothing of what its branches give
+                inner = attribute.as_graph().outputs
+                return inner[0].dtype or ir.DataType.FLOAT if inner else ir.DataType.FLOAT
+        second = {"CastLike", "Conv", "ConvTranspose", "DequantizeLinear", "Where"}
+        return self.type_of(argument(node, 1 if name in second else 0))
 
     def _keep(self, output: ir.Value, mask: Array, value: Array) -> None:
         """Bring a fact into its final form, and forget what does not hold at every size."""

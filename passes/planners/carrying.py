@@ -164,6 +164,8 @@ def contraction_readers(
         return
     sizes = dict(zip(mine, table.shape, strict=True))
     lines = noted.batch + "".join(c for c in names.contracted if sizes[c] > 1)
+    if not lines:
+        return
     order = [axes.index(c) for c in lines]
     rest = tuple(axis for axis in range(len(axes)) if axis not in order)
     every = known.mask.all(axis=rest, keepdims=True)

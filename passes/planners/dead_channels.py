@@ -46,6 +46,7 @@ class Removal:
         replay: the walk that proved it.
         changes: what it does, in words.
         skips: what stays, and why.
+        untied: whether uses of one weight go apart, so that they could lose more on their own.
     """
 
     plan: ChannelPlan
@@ -53,6 +54,7 @@ class Removal:
     replay: Replay
     changes: tuple[Change, ...]
     skips: tuple[Skip, ...]
+    untied: bool
 
 
 def plan_removal(channels: ChannelMap, *, carry: Carry = "carrier") -> Removal:
@@ -101,6 +103,7 @@ def plan_removal(channels: ChannelMap, *, carry: Carry = "carrier") -> Removal:
         replay,
         tuple(describe(channels, drop, carriers, amounts)),
         tuple(explain(channels, settlement.stay, reasons)),
+        any(len(value.uses()) > 1 for merge in merges if (value := merge.node.inputs[merge.index]) is not None),
     )
 
 
