@@ -237,7 +237,7 @@ def _advance(
 def _run(
     model: ir.Model, step: Step, instruments: Sequence[Instrument], done: Sequence[str]
 ) -> PassReport:
-    from passes.errors import PassError
+    from passes.errors import CouplingConflict, PassError, PlanMismatch
 
     try:
         rewrite = step.kind(**step.options)
@@ -248,6 +248,9 @@ def _run(
         for instrument in instruments:
             instrument.before(step.name, model)
         report = rewrite(model)
+    except (PlanMismatch, CouplingConflict) as error:
+        # Names, masks and plans that were given do not fit this model.
+        raise UsageError(str(error)) from error
     except PassError as error:
         raise PassFailed(step.name, str(error), done=done) from error
     for instrument in instruments:

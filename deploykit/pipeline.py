@@ -421,7 +421,8 @@ def _decide(job: Job) -> Decision:
     verdict = _verdict(job.start, chosen, measured)
     reason = choice.reason
     if verdict == "unchanged" and chosen is not None:
-        reason, chosen = "nothing could be removed, and nothing else made it faster", None
+        rest = "nothing else made it faster" if measured else "nothing was measured"
+        reason, chosen = f"nothing worth while could be removed, and {rest}", None
     return Decision(verdict, reason, chosen, validations, measured)
 
 
@@ -481,8 +482,9 @@ def _verdict(
         return "unchanged"
     if measured and measured[-1].ratios[chosen.form.name].hi < 1.0:
         return "faster"
-    fewer = chosen.size.parameters < start.size.parameters
-    if fewer or chosen.bytes < SMALLER * _source_bytes(start):
+    bytes_before = _source_bytes(start)
+    fewer = chosen.size.parameters < start.size.parameters and chosen.bytes < bytes_before
+    if fewer or chosen.bytes < SMALLER * bytes_before:
         return "smaller"
     return "unchanged"
 

@@ -6,8 +6,11 @@ only when they are asked for by name.
 
 from __future__ import annotations
 
+import ast
 import builtins
+import contextlib
 import dataclasses
+import importlib
 import importlib.metadata
 import inspect
 import types
@@ -205,23 +208,44 @@ def _parameters(kind: type[Pass]) -> Mapping[str, inspect.Parameter]:
 
 
 def _hints(kind: type[Pass]) -> dict[str, Any]:
-    try:
-        return typing.get_type_hints(kind.__init__)
-    except NameError:
-        # Some types are imported for type checkers only: those that can be resolved serve, and for the others the
-        # type of the default.
-        names = {**vars(builtins), **vars(inspect.getmodule(kind) or builtins)}
-        return {
-            name: _resolved(str(parameter.annotation), names, type(parameter.default))
-            for name, parameter in _parameters(kind).items()
-        }
+    module = inspect.getmodule(kind)
+    names = {
+        **vars(builtins),
+        **(vars(module) if module else {}),
+        **_names_for_checkers(module),
+    }
+    return {
+        name: _resolved(str(parameter.annotation), names, type(parameter.default))
+        for name, parameter in _parameters(kind).items()
+    }
 
 
 def _resolved(annotation: str, names: dict[str, Any], default: type) -> Any:  # noqa: ANN401 - a type form
+    """The type that an annotation names; that of the default if it names something that is not there."""
     try:
         return eval(annotation, names)  # noqa: S307 - the pass's own annotation, which Python would evaluate too
-    except (NameError, TypeError):
+    except (NameError, TypeError, SyntaxError):
         return default
+
+
+def _names_for_checkers(module: types.ModuleType | None) -> dict[str, Any]:
+    """What a module imports under `if TYPE_CHECKING:` only, as most do with the types of options."""
+    found: dict[str, Any] = {}
+    try:
+        tree = ast.parse(inspect.getsource(module)) if module else ast.Module([], [])
+    except (OSError, TypeError):
+        return found
+    for block in tree.body:
+        if isinstance(block, ast.If) and ast.unparse(block.test).endswith("TYPE_CHECKING"):
+            for line in block.body:
+                with contextlib.suppress(ImportError, AttributeError):
+                    if isinstance(line, ast.ImportFrom) and line.module and not line.level:
+                        source = importlib.import_module(line.module)
+                        found |= {
+                            name.asname or name.name: getattr(source, name.name)
+                            for name in line.names
+                        }
+    return found
 
 
 def _reader(hint: Any) -> Any:  # noqa: ANN401 - a type form, and a callable for it

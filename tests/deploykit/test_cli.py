@@ -18,10 +18,9 @@ from tests.deploykit.conftest import make_network
 HEAVY = ("numpy", "onnx", "onnx_ir", "onnxruntime", "rich", "scipy", "torch")
 
 
-def python(code):
-    return subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=False
-    )
+def run_python(*arguments):
+    command = [sys.executable, *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603 - ours
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["optimize", "--help"], ["--version"]])
@@ -31,7 +30,7 @@ def test_help_imports_nothing_heavy(arguments):
         f"try: main({arguments!r})\nexcept SystemExit as end: assert end.code == 0\n"
         f"print([name for name in {HEAVY!r} if name in sys.modules], file=sys.stderr)"
     )
-    result = python(code)
+    result = run_python("-c", code)
     assert result.returncode == 0, result.stderr
     assert result.stderr.strip() == "[]"
     assert result.stdout
@@ -39,12 +38,7 @@ def test_help_imports_nothing_heavy(arguments):
 
 @pytest.mark.parametrize("command", ["optimize", "inspect", "passes"])
 def test_every_command_starts_as_a_program(command):
-    result = subprocess.run(
-        [sys.executable, "-m", "deploykit", command, "-h"],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    result = run_python("-m", "deploykit", command, "-h")
     assert result.returncode == 0
     assert result.stdout.startswith(f"Usage: deploykit {command}")
 
@@ -106,6 +100,12 @@ def test_passes_are_listed(run):
         (["{network}", "-o", "{out}", "--passes", "prune"], 2, "there is no pass 'prune'"),
         (["{network}", "-o", "{out}", "--shape", "x:9x9"], 2, "does not fit the input 'x'"),
         (["{network}", "-o", "{out}", "--inputs", "no.npz"], 2, "cannot be read as inputs"),
+        (["{network}", "-o", "{out}", "--keep", "w9"], 2, "cannot keep 'w9'"),
+        (
+            ["{network}", "-o", "{out}", "--set", "align-channels.multiple=0"],
+            2,
+            "multiples of 0",
+        ),
         (["{text}", "-o", "{out}"], 3, "is not an ONNX model"),
         (["{network}", "-o", "{out}", "--wrong"], 2, "No such option"),
     ],

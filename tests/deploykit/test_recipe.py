@@ -140,6 +140,15 @@ def test_bad_plug_ins_are_told(monkeypatch, kind, message):
         registry.all_passes()
 
 
+def test_types_that_only_checkers_import_are_found(monkeypatch):
+    monkeypatch.setattr(passes, "BUILTIN", (passes.RemoveChannels,))
+    assert registry.parse_setting("remove-channels", "carry", "bias-map") == "bias-map"
+    with pytest.raises(UsageError, match=r"takes carrier \| bias-map, not 'luck'"):
+        registry.parse_setting("remove-channels", "carry", "luck")
+    with pytest.raises(UsageError, match="cannot be given as text"):
+        registry.parse_setting("remove-channels", "masks", "x")
+
+
 def test_options_are_described():
     option = registry.find("repeat").options[0]
     assert (option.name, option.kind, option.default, option.help) == (
