@@ -41,23 +41,31 @@ class Letters:
     @property
     def contracted(self) -> str:
         """Letters of both operands that the result does not have."""
-        return "".join(c for c in self.operands[0] if c in self.operands[1] and c not in self.result)
+        return "".join(
+            c for c in self.operands[0] if c in self.operands[1] and c not in self.result
+        )
 
     @property
     def batch(self) -> str:
         """Letters of both operands and the result."""
-        return "".join(c for c in self.result if c in self.operands[0] and c in self.operands[1])
+        return "".join(
+            c for c in self.result if c in self.operands[0] and c in self.operands[1]
+        )
 
     def free(self, operand: int) -> str:
         """Letters of one operand and the result alone."""
         return "".join(
-            c for c in self.operands[operand] if c in self.result and c not in self.operands[1 - operand]
+            c
+            for c in self.operands[operand]
+            if c in self.result and c not in self.operands[1 - operand]
         )
 
     def summed(self, operand: int) -> str:
         """Letters of one operand alone, which an Einsum sums up."""
         return "".join(
-            c for c in self.operands[operand] if c not in self.result and c not in self.operands[1 - operand]
+            c
+            for c in self.operands[operand]
+            if c not in self.result and c not in self.operands[1 - operand]
         )
 
 
@@ -73,7 +81,9 @@ def letters(node: ir.Node, ranks: tuple[int, int]) -> Letters | None:
         batch = names[: max(shared, 0)]
         one = "k" if ranks[0] == 1 else batch[len(batch) - (ranks[0] - 2) :] + "mk"
         other = "k" if ranks[1] == 1 else batch[len(batch) - (ranks[1] - 2) :] + "kn"
-        return Letters((one, other), batch + ("m" if ranks[0] > 1 else "") + ("n" if ranks[1] > 1 else ""))
+        return Letters(
+            (one, other), batch + ("m" if ranks[0] > 1 else "") + ("n" if ranks[1] > 1 else "")
+        )
     equation = node.attributes["equation"].as_string().replace(" ", "")
     if "." in equation or "->" not in equation:
         return None
@@ -130,7 +140,9 @@ class Contraction:
             return
         names = letters(node, (len(t.shape(values[0])), len(t.shape(values[1]))))
         if names is None or (node.op_type == "Einsum" and len(node.inputs) != 2):
-            Pins("'{op}' has an equation of another form than a product of two operands").trace(node, t)
+            Pins("'{op}' has an equation of another form than a product of two operands").trace(
+                node, t
+            )
             return
         constant = [t.is_weight(value) for value in values]
         if any(constant):
@@ -166,7 +178,9 @@ class Contraction:
         batch = "".join(c for c in batch if tags.shape[axes.index(c)] > 1)
         # channels that lie along other axes are not consumed, whatever stands first on the contracted one
         mine_only = place(pick(tags, axes, batch), batch, batch + contracted)
-        consumed = pick(tags, axes, batch + contracted) if consumes else mine_only if batch else 0
+        consumed = (
+            pick(tags, axes, batch + contracted) if consumes else mine_only if batch else 0
+        )
         incoming = np.broadcast_to(consumed, [real[c] for c in batch + contracted])
         free = names.free(weight)
         passes = not consumes and any(tags.shape[axes.index(c)] > 1 for c in through)
@@ -185,20 +199,33 @@ class Contraction:
                     "keep them: a tensor has one axis of channels",
                 )
         else:
-            outgoing = t.tags.fresh(tuple(real.get(c, sizes[c]) for c in batch) + tuple(sizes[c] for c in free))
+            outgoing = t.tags.fresh(
+                tuple(real.get(c, sizes[c]) for c in batch) + tuple(sizes[c] for c in free)
+            )
             made = place(outgoing, batch + free, names.result)
             t.sources[node] = made
             t.set(node, out, made)
             if batch or len(free) > 1:
-                wide = incoming.reshape(int(np.prod([real[c] for c in batch])), -1) if batch else None
-                rows = outgoing.reshape(wide.shape[0], -1) if wide is not None else squeezed(outgoing)
+                wide = (
+                    incoming.reshape(int(np.prod([real[c] for c in batch])), -1)
+                    if batch
+                    else None
+                )
+                rows = (
+                    outgoing.reshape(wide.shape[0], -1)
+                    if wide is not None
+                    else squeezed(outgoing)
+                )
                 if rows.ndim > 1:
                     t.tags.grids.append(Grid(rows, wide, label(node), "part"))
         t.notes[node] = Weighted(names, weight, batch, incoming, outgoing)
-        role = (
-            "".join("k" if c in names.contracted else "b" if c in batch else "f" if c in free else "." for c in mine)
+        role = "".join(
+            "k" if c in names.contracted else "b" if c in batch else "f" if c in free else "."
+            for c in mine
         )
-        t.tie_weight(node, table, role, (incoming,) if outgoing is None else (incoming, outgoing))
+        t.tie_weight(
+            node, table, role, (incoming,) if outgoing is None else (incoming, outgoing)
+        )
 
     def replay(self, node: ir.Node, r: Replay) -> None:
         """Cut the weight, or follow the activations."""
@@ -226,7 +253,9 @@ def replay_weight(node: ir.Node, r: Replay, noted: Weighted) -> None:
     axes, mine = names.operands[1 - weight], names.operands[weight]
     incoming, old = noted.incoming, noted.outgoing
     sizes = dict(zip(axes, r.shape(value), strict=True))
-    lines = "".join(c for c in names.contracted if dict(zip(mine, r.old_shape(table), strict=True))[c] > 1)
+    lines = "".join(
+        c for c in names.contracted if dict(zip(mine, r.old_shape(table), strict=True))[c] > 1
+    )
     arriving = incoming
     if r.is_changed(value):
         wide = [sizes[c] for c in noted.batch + lines]
@@ -266,28 +295,48 @@ def replay_weight(node: ir.Node, r: Replay, noted: Weighted) -> None:
             picks.append(found.ravel())
         else:
             picks.append(place(found, target, mine))
-    r.edit(Select(node, weight, tuple(picks), place(zero, target, mine) if zero.any() else None))
+    r.edit(
+        Select(node, weight, tuple(picks), place(zero, target, mine) if zero.any() else None)
+    )
 
 
-def survivors(node: ir.Node, r: Replay, old: Array, arriving: Array, incoming: Array, batch: int) -> Array:
+def survivors(
+    node: ir.Node, r: Replay, old: Array, arriving: Array, incoming: Array, batch: int
+) -> Array:
     """What a plan leaves of the channels that a weight makes, over batch and free letters."""
     varying = [axis for axis in range(old.ndim) if old.shape[axis] > 1]
     if batch == 0 and len(varying) <= 1:
         left = r.survivors(old.ravel())
-        r.require(node, varying or left.size == old.size, old, "its only channel cannot become several")
-        return left.reshape([-1 if axis in varying else 1 for axis in range(old.ndim)] if varying else old.shape)
+        r.require(
+            node,
+            varying or left.size == old.size,
+            old,
+            "its only channel cannot become several",
+        )
+        return left.reshape(
+            [-1 if axis in varying else 1 for axis in range(old.ndim)] if varying else old.shape
+        )
     rows = old.reshape(int(np.prod(old.shape[: max(batch, 1)])), -1)
     order = range(rows.shape[0])
     if batch:
-        came = r.origins(node, incoming, arriving).reshape(int(np.prod(arriving.shape[:batch])), -1)
+        came = r.origins(node, incoming, arriving).reshape(
+            int(np.prod(arriving.shape[:batch])), -1
+        )
         order = [int(row[0]) // int(np.prod(incoming.shape[batch:])) for row in came]
     kept = [line for line in (r.survivors(rows[row]) for row in order)]
     alive = kept if batch else [line for line in kept if line.size]
     lengths = {line.size for line in alive}
-    r.require(node, len(lengths) == 1 and 0 not in lengths, old, "its rows would differ in length")
+    r.require(
+        node, len(lengths) == 1 and 0 not in lengths, old, "its rows would differ in length"
+    )
     stacked = np.stack(alive)
     inner = old.shape[max(batch, 1) :]
-    r.require(node, len(inner) == 1 or stacked.shape[1] == int(np.prod(inner)), old, "its parts would differ")
+    r.require(
+        node,
+        len(inner) == 1 or stacked.shape[1] == int(np.prod(inner)),
+        old,
+        "its parts would differ",
+    )
     outer = (stacked.shape[0],) if max(batch, 1) == 1 else (*arriving.shape[:batch],)
     return stacked.reshape(*outer, *(inner if len(inner) != 1 else (stacked.shape[1],)))
 
@@ -309,12 +358,18 @@ def trace_product(node: ir.Node, t: Trace, names: Letters) -> None:
     """Tie the contracted channels of two activations; pass on the others."""
     values = [value for value in node.inputs[:2] if value is not None]
     sides = [t.get(value) for value in values]
-    shapes = [dict(zip(axes, t.shape(value), strict=True)) for axes, value in zip(names.operands, values, strict=True)]
+    shapes = [
+        dict(zip(axes, t.shape(value), strict=True))
+        for axes, value in zip(names.operands, values, strict=True)
+    ]
     contracted = names.contracted
     for side, (tags, axes) in enumerate(zip(sides, names.operands, strict=True)):
         if pick(tags, axes, names.summed(side)).size > 1:
             t.pin(tags, node, SUMMED)
-    carries = [pick(tags, axes, contracted).size > 1 for tags, axes in zip(sides, names.operands, strict=True)]
+    carries = [
+        pick(tags, axes, contracted).size > 1
+        for tags, axes in zip(sides, names.operands, strict=True)
+    ]
     single = [tags.any() and not varying_axes(tags) for tags in sides]
     if any(carries):
         inner = [
@@ -322,7 +377,9 @@ def trace_product(node: ir.Node, t: Trace, names: Letters) -> None:
             for side, (tags, axes) in enumerate(zip(sides, names.operands, strict=True))
         ]
         target = names.batch + contracted
-        one, other = (place(tags, axes, target) for tags, axes in zip(inner, names.operands, strict=True))
+        one, other = (
+            place(tags, axes, target) for tags, axes in zip(inner, names.operands, strict=True)
+        )
         t.unite(node, one, other)
         for value, tags in zip(values, inner, strict=True):
             pin = Pin(label(node), SUMMED, "make them zero, not constant")
@@ -335,7 +392,10 @@ def trace_product(node: ir.Node, t: Trace, names: Letters) -> None:
     for tags, alone in zip(sides, single, strict=True):
         if alone:
             t.pin(tags, node, "a single channel is multiplied out")
-    placed = [place(tags, axes, names.result) for tags, axes in zip(sides, names.operands, strict=True)]
+    placed = [
+        place(tags, axes, names.result)
+        for tags, axes in zip(sides, names.operands, strict=True)
+    ]
     real = [tuple(sizes.get(c, 1) for c in names.result) for sizes in shapes]
     result = combine(node, t, (placed[0], real[0]), (placed[1], real[1]))
     t.notes[node] = Product(names, coarse=False)
@@ -348,7 +408,9 @@ def coarse_result(node: ir.Node, t: Trace, names: Letters, wide: Array) -> Array
     if all(wide.shape[target.index(c)] == 1 for c in names.batch):
         return np.zeros((1,) * len(names.result), dtype=np.int64)
     axes = tuple(target.index(c) for c in names.contracted)
-    return place(t.tags.coarsen((node, "product"), wide, axes, label(node)), target, names.result)
+    return place(
+        t.tags.coarsen((node, "product"), wide, axes, label(node)), target, names.result
+    )
 
 
 def replay_product(node: ir.Node, r: Replay, noted: Product) -> None:
@@ -358,16 +420,27 @@ def replay_product(node: ir.Node, r: Replay, noted: Product) -> None:
         return
     names, out = noted.names, node.outputs[0]
     sides = [r.new(value) for value in values]
-    shapes = [dict(zip(axes, r.shape(value), strict=True)) for axes, value in zip(names.operands, values, strict=True)]
+    shapes = [
+        dict(zip(axes, r.shape(value), strict=True))
+        for axes, value in zip(names.operands, values, strict=True)
+    ]
     for c in names.contracted + names.batch:
-        fits = shapes[0][c] == shapes[1][c] or (c in names.batch and 1 in (shapes[0][c], shapes[1][c]))
+        fits = shapes[0][c] == shapes[1][c] or (
+            c in names.batch and 1 in (shapes[0][c], shapes[1][c])
+        )
         r.require(node, fits, sides[0], "its operands would differ in length")
     if noted.coarse:
         target = names.batch + names.contracted
-        inner = [pick_first(tags, axes, target) for tags, axes in zip(sides, names.operands, strict=True)]
+        inner = [
+            pick_first(tags, axes, target)
+            for tags, axes in zip(sides, names.operands, strict=True)
+        ]
         r.agree(node, inner[0], inner[1])
         wide = np.broadcast_arrays(inner[0], inner[1])[0]
-        before = [pick_first(r.old(value), axes, target) for value, axes in zip(values, names.operands, strict=True)]
+        before = [
+            pick_first(r.old(value), axes, target)
+            for value, axes in zip(values, names.operands, strict=True)
+        ]
         old = np.broadcast_arrays(before[0], before[1])[0]
         if any(old.shape[target.index(c)] > 1 for c in names.batch):
             r.set(node, out, coarse_result(node, r.trace, names, wide))

@@ -227,7 +227,12 @@ class Concat:
         for other in range(len(shapes[0])):
             sizes = {shape[other] for shape in shapes}
             everything = np.concatenate([r.new(value).ravel() for value in values])
-            r.require(node, other == axis or len(sizes) == 1, everything, "its operands would no longer match")
+            r.require(
+                node,
+                other == axis or len(sizes) == 1,
+                everything,
+                "its operands would no longer match",
+            )
         r.set(
             node, node.outputs[0], concatenate(node, [r.new(value) for value in values], shapes)
         )
@@ -420,6 +425,7 @@ class Gather:
             )
             return
         t.pin(t.get(indices), node, "they serve as indices")
+        picked = picked if tags.shape[axis] > 1 else None
         t.set(node, out, gathered(tags, axis, picked, len(t.shape(indices))))
         if len(varying_axes(t.get(out))) > 1:
             t.tags.grids.append(Grid(squeeze(t.get(out)), None, label(node), "part"))
@@ -473,8 +479,8 @@ def table_channels(node: ir.Node, t: Trace) -> int | None:
 
 
 def gathered(tags: Array, axis: int, picked: Array | None, rank: int) -> Array:
-    """`np.take` on a compact array; indices of rank `rank`."""
-    if tags.shape[axis] > 1 and picked is not None:
+    """`np.take` on a compact array; `picked` is None where the array is uniform, for indices of rank `rank`."""
+    if picked is not None:
         return np.take(tags, picked, axis)
     return tags.reshape(tags.shape[:axis] + (1,) * rank + tags.shape[axis + 1 :])
 
@@ -496,7 +502,7 @@ class Pad:
             Pins("'{op}' copies channels into a border").trace(node, t)
             return
         self.refuse_negative(node, t, tags, amounts)
-        t.set(node, out, padded(tags, amounts))
+        t.set(node, out, padded(tags, amounts, varying_axes(tags)))
 
     def refuse_negative(
         self, node: ir.Node, t: Trace, tags: Array, amounts: list[tuple[int, int]]
@@ -513,7 +519,7 @@ class Pad:
             r.require(
                 node, amounts is not None, r.new(value), "its sizes are only known at run time"
             )
-            r.set(node, out, padded(r.new(value), amounts or []))
+            r.set(node, out, padded(r.new(value), amounts or [], varying_axes(r.old(value))))
 
 
 def not_constant(node: ir.Node) -> bool:
@@ -543,16 +549,17 @@ def pad_amounts(node: ir.Node, t: Trace, rank: int) -> list[tuple[int, int]] | N
     return amounts
 
 
-def padded(tags: Array, amounts: list[tuple[int, int]]) -> Array:
-    """Pad a compact array with tag 0 along its varying axes."""
+def padded(tags: Array, amounts: list[tuple[int, int]], axes: tuple[int, ...]) -> Array:
+    """Pad a compact array with tag 0 along `axes`, those on which it varied before any plan."""
     inside = [
-        (max(low, 0), max(high, 0)) if size > 1 else (0, 0)
-        for size, (low, high) in zip(tags.shape, amounts, strict=True)
+        (max(low, 0), max(high, 0)) if axis in axes else (0, 0)
+        for axis, (low, high) in enumerate(amounts)
     ]
     out: Array = np.pad(tags, inside)
-    for axis, (low, high) in enumerate(amounts):
-        if tags.shape[axis] > 1:
-            out = sliced(out, axis, max(-low, 0), out.shape[axis] - max(-high, 0))
+    for axis in axes:
+        low, high = amounts[axis]
+        stop = out.shape[axis] - max(-high, 0)
+        out = out[(slice(None),) * axis + (slice(max(-low, 0), stop),)]
     return out
 
 
@@ -610,7 +617,7 @@ class Tile:
         tags = t.get(value)
         if not varying_axes(tags) and any(int(number) != 1 for number in repeats):
             t.pin(tags, node, "a single channel is repeated")
-        t.set(node, out, tiled(tags, repeats))
+        t.set(node, out, tiled(tags, repeats, varying_axes(tags)))
 
     def replay(self, node: ir.Node, r: Replay) -> None:
         """Repeat what is left."""
@@ -622,14 +629,20 @@ class Tile:
                 r.new(node.inputs[0]),
                 "its repeats are only known at run time",
             )
-            r.set(node, node.outputs[0], tiled(r.new(node.inputs[0]), np.asarray(repeats)))
+            r.set(
+                node,
+                node.outputs[0],
+                tiled(
+                    r.new(node.inputs[0]),
+                    np.asarray(repeats),
+                    varying_axes(r.old(node.inputs[0])),
+                ),
+            )
 
 
-def tiled(tags: Array, repeats: Array) -> Array:
-    """Repeat a compact array along its varying axes."""
-    return np.tile(
-        tags, [int(n) if size > 1 else 1 for n, size in zip(repeats, tags.shape, strict=True)]
-    )
+def tiled(tags: Array, repeats: Array, axes: tuple[int, ...]) -> Array:
+    """Repeat a compact array along `axes`, those on which it varied before any plan."""
+    return np.tile(tags, [int(n) if axis in axes else 1 for axis, n in enumerate(repeats)])
 
 
 class DepthToSpace:

@@ -228,7 +228,9 @@ class Reduce:
         if single and tags.any():
             t.pin(tags, node, "it is reduced by itself")
         if inside and node.op_type in self.SUMS:
-            pin = Pin(label(node), "they are summed up with others", "make them zero, not constant")
+            pin = Pin(
+                label(node), "they are summed up with others", "make them zero, not constant"
+            )
             t.tags.demand_zero(value, pin, (node, "sum"))
             t.tags.stiffen(
                 tags, Pin(label(node), "they are summed up with others", "keep them")
