@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 import numpy as np
 
 import deploykit
-from deploykit import candidates, layers, model_io, size
+from deploykit import candidates, groups, layers, model_io, size
 from deploykit.choice import ORIGINAL, Choice, Form, choose, shortlist
 from deploykit.errors import ModelError, PassFailed
 from deploykit.instruments import Dump
@@ -282,6 +282,7 @@ def plan(request: Request, *, progress: Progress = silent) -> records.Report:
         profile=None,
         layers=layers.compare(model, made.model),
         verdict="planned",
+        groups=groups.find_groups(model),
         reason="this is what exact removal would do; nothing was run or written",
         warnings=_left_out_warnings(steps) if recipe.passes is not None else (),
         elapsed_s=time.perf_counter() - began,

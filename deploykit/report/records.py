@@ -17,6 +17,7 @@ __all__ = [
     "Candidate",
     "Change",
     "Count",
+    "Group",
     "Interval",
     "LatencyRow",
     "Layer",
@@ -243,6 +244,23 @@ class Layer:
 
 
 @dataclasses.dataclass(frozen=True)
+class Group:
+    """Layers that share their channels.
+
+    Attributes:
+        layers: the nodes that make them.
+        channels: how many there are.
+        pinned: how many of them have to stay.
+        reason: why those have to.
+    """
+
+    layers: tuple[str, ...]
+    channels: int
+    pinned: int
+    reason: str
+
+
+@dataclasses.dataclass(frozen=True)
 class Report:
     """The result of `optimize` or `inspect`.
 
@@ -260,6 +278,7 @@ class Report:
         layers: each weight of the original.
         verdict: what came of it; "planned" for a dry run or an inspection.
         reason: why that, in a sentence.
+        groups: layers that share their channels; of an inspection only.
         warnings: what the user should know before using the result.
         elapsed_s: seconds it all took.
     """
@@ -277,6 +296,7 @@ class Report:
     layers: tuple[Layer, ...]
     verdict: Verdict
     reason: str
+    groups: tuple[Group, ...] = ()
     warnings: tuple[str, ...] = ()
     elapsed_s: float = 0.0
     schema_version: str = SCHEMA_VERSION

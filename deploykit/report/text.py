@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from rich.console import Console, Group, RenderableType
+from rich.console import Console, RenderableType
+from rich.console import Group as Rendered
 from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from deploykit.report.records import Layer, Report
+from deploykit.report.records import Group, Layer, Report
 from deploykit.report.wording import group_skips, ratio_text, size_rows, verdict_sentence
 
 __all__ = ["print_report", "render"]
@@ -64,13 +65,15 @@ def render(report: Report, *, all_layers: bool = False) -> RenderableType:
                 "dim",
             )
         )
+    if report.groups:
+        parts += [Text(""), _groups(report.groups)]
     if report.skips:
         parts += [Text(""), _skips(report)]
     if report.validation is not None:
         parts += [Text(""), Text(_validation_line(report))]
     for warning in report.warnings:
         parts.append(Text.assemble(("warning: ", "bold yellow"), warning))
-    return Group(*parts)
+    return Rendered(*parts)
 
 
 def _sizes(report: Report) -> Table:
@@ -122,6 +125,17 @@ def _layers(layers: Sequence[Layer], interesting: int, total: int) -> Table:
     return table
 
 
+def _groups(groups: Sequence[Group]) -> Table:
+    table = _table("layers that share channels", "channels", "must stay", "why")
+    for group in groups:
+        names = ", ".join(group.layers[:SUBJECTS_SHOWN])
+        if len(group.layers) > SUBJECTS_SHOWN:
+            names += f" and {len(group.layers) - SUBJECTS_SHOWN} more"
+        cells = (names, str(group.channels), str(group.pinned), group.reason)
+        table.add_row(*(escape(cell) for cell in cells))
+    return table
+
+
 def _skips(report: Report) -> Table:
     table = _table("left alone", "why", "what to do")
     for group in group_skips(report.skips):
@@ -157,6 +171,8 @@ def _table(*headers: str) -> Table:
             "parameters",
             "zeros",
             "dead outputs",
+            "channels",
+            "must stay",
         }
         table.add_column(
             header,

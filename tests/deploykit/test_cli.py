@@ -60,6 +60,8 @@ def test_inspect_says_why_channels_stay(run, tmp_path):
     document = json.loads(run("inspect", tmp_path / "m.onnx", "--json").stdout)
     jsonschema.validate(document, schema())
     assert document["verdict"] == "planned"
+    (group,) = [group for group in document["groups"] if "hidden" in group["layers"]]
+    assert group["channels"] == group["pinned"] == 64
     skips = [skip for record in document["passes"] for skip in record["skipped"]]
     assert any("output" in skip["reason"] and "'r'" in skip["reason"] for skip in skips), skips
     assert all(skip["advice"] for skip in skips)
