@@ -123,7 +123,11 @@ class Trace:
         """
         others = tuple(other for other in varying_axes(tags) if other != axis)
         if others:
-            pin = Pin(label(node), f"'{label(node)}' works along an axis on which they lie", "keep them")
+            pin = Pin(
+                label(node),
+                f"'{label(node)}' works along an axis on which they lie",
+                "keep them",
+            )
             if tags.shape[axis] == 1:
                 self.tags.pin(tags, pin)
             else:
@@ -228,12 +232,17 @@ class Replay:
         try:
             return origins(old, new)
         except ValueError as error:
-            raise Conflict(new, label(node), str(error)) from error
+            raise self.conflict(node, new, str(error)) from error
 
     def require(self, node: ir.Node, condition: object, tags: Array, reason: str) -> None:
         """Give up on the plan for `tags` where a rule cannot carry it through `node`."""
         if not condition:
-            raise Conflict(tags, label(node), reason)
+            raise self.conflict(node, tags, reason)
+
+    def conflict(self, node: ir.Node, tags: Array, reason: str) -> Conflict:
+        """A Conflict over `tags` and all channels that meet in `node`: those that are gone, too."""
+        met = [self.old(value) for value in (*node.inputs, *node.outputs) if value is not None]
+        return Conflict(np.concatenate([array.ravel() for array in (tags, *met)]), label(node), reason)
 
     def agree(self, node: ir.Node, one: Array, other: Array) -> None:
         """Check that two broadcastable arrays hold the same channels in the same places."""

@@ -224,15 +224,12 @@ class Concat:
             return
         shapes = [r.shape(value) for value in values]
         axis = normalized(attribute_int(node, "axis", 1), len(shapes[0]))
+        everything = np.concatenate([r.new(value).ravel() for value in values])
         for other in range(len(shapes[0])):
-            sizes = {shape[other] for shape in shapes}
-            everything = np.concatenate([r.new(value).ravel() for value in values])
-            r.require(
-                node,
-                other == axis or len(sizes) == 1,
-                everything,
-                "its operands would no longer match",
-            )
+            if other == axis:
+                continue
+            places = {tuple(along(r, node, value, other)) for value in values}
+            r.require(node, len(places) == 1, everything, "its operands would no longer match")
         r.set(
             node, node.outputs[0], concatenate(node, [r.new(value) for value in values], shapes)
         )
@@ -283,7 +280,7 @@ class Split:
                 r.set(node, out, new)
             return
         stops = list(accumulate(r.old_shape(out)[axis] for out in node.outputs))
-        part = np.searchsorted(stops, along(r, node, old, new, axis), side="right")
+        part = np.searchsorted(stops, along(r, node, value, axis), side="right")
         sizes = [int(np.sum(part == index)) for index in range(len(stops))]
         r.require(node, (np.diff(part) >= 0).all(), new, "its parts would be interleaved")
         for out, stop, size in zip(node.outputs, accumulate(sizes), sizes, strict=True):
@@ -298,12 +295,14 @@ def sliced(tags: Array, axis: int, start: int, stop: int) -> Array:
     return tags[(slice(None),) * axis + (slice(start, stop),)]
 
 
-def along(r: Replay, node: ir.Node, old: Array, new: Array, axis: int) -> Array:
-    """Where the indices of `new` along `axis` came from, shape `(new size,)`.
+def along(r: Replay, node: ir.Node, value: ir.Value, axis: int) -> Array:
+    """Where the indices of a value along `axis` came from, shape `(new size,)`.
 
-    Taken from the first row that is left; the other rows are checked to have kept their order alike only where the
-    caller needs it, through the sizes that result.
+    Taken from the first row that is left; that the other rows kept as many is for their grid to see to.
     """
+    old, new = r.old(value), r.new(value)
+    if old.shape[axis] == 1:
+        return np.arange(r.old_shape(value)[axis])
     where = np.unravel_index(r.origins(node, old, new), old.shape)[axis]
     rows = np.moveaxis(where, axis, -1).reshape(-1, new.shape[axis])
     return rows[0]
@@ -344,7 +343,7 @@ class Slice:
             if old.shape[axis] == 1:
                 continue
             low, high, _ = slice(start, stop).indices(old.shape[axis])
-            came = along(r, node, old, new, axis)
+            came = along(r, node, value, axis)
             inside = (came >= low) & (came < high)
             first = int(np.argmax(inside))
             size = int(inside.sum())
@@ -451,7 +450,7 @@ class Gather:
         if old.shape[axis] == 1 or picked is None:
             r.set(node, out, gathered(new, axis, None, rank))
             return
-        came = along(r, node, old, new, axis)
+        came = along(r, node, value, axis)
         size = old.shape[axis]
         flat = [int(index) % size for index in picked.ravel()]
         places = [np.flatnonzero(came == index) for index in flat]
