@@ -253,6 +253,18 @@ def _run(
         raise UsageError(str(error)) from error
     except PassError as error:
         raise PassFailed(step.name, str(error), done=done) from error
+    logger.info("%s: %d changes, %d skips", report.name, len(report.changes), len(report.skips))
+    for change in report.changes:
+        logger.debug(
+            "%s: %s: %s, %d to %d",
+            report.name,
+            change.subject,
+            change.what,
+            change.before,
+            change.after,
+        )
+    for skip in report.skips:
+        logger.debug("%s: left %s: %s", report.name, skip.subject, skip.reason)
     for instrument in instruments:
         instrument.after(report, model)
     return report

@@ -177,3 +177,11 @@ def test_results_and_narration_do_not_mix(run, network, tmp_path):
     assert result.stderr.rstrip().splitlines()[-1].startswith("PASSED | ")
     quiet = run("optimize", network, "-o", tmp_path / "two", "--no-profile", "-q")
     assert "PASSED" not in quiet.stderr
+
+
+def test_the_log_tells_what_every_pass_did(run, network, tmp_path):
+    log = tmp_path / "run.log"
+    result = run("optimize", network, "-o", tmp_path / "out", "--no-profile", "--log-file", log)
+    assert result.exit_code == 0, result.stderr
+    assert "remove-channels: w1: " in log.read_text()
+    assert "remove-channels: w1: " not in result.stderr
