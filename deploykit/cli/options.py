@@ -102,7 +102,6 @@ def set_verbosity(ctx: click.Context, verbose: int, quiet: int, log_file: Path |
     level = {-1: logging.ERROR, 0: logging.WARNING, 1: logging.INFO}.get(
         max(verbosity, -1), logging.DEBUG
     )
-    logger = logging.getLogger("deploykit")
     handlers: list[logging.Handler] = [logging.StreamHandler(sys.stderr)]
     handlers[0].setLevel(level)
     if log_file is not None:
@@ -111,6 +110,7 @@ def set_verbosity(ctx: click.Context, verbose: int, quiet: int, log_file: Path |
         except OSError as error:
             msg = f"cannot write the log file '{log_file}': {error.strerror}."
             raise UsageError(msg) from error
+        ctx.call_on_close(handlers[-1].close)
     for name in ("deploykit", "passes"):
         logger = logging.getLogger(name)
         logger.setLevel(logging.DEBUG)
