@@ -11,8 +11,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from passes.analysis.axis_rules.normalization import channels_of
-from passes.analysis.axis_rules.row import Pins, attribute_int, input_at
+from passes.analysis.axis_rules.row import (
+    Pins,
+    attribute_int,
+    channels_of,
+    data,
+    input_at,
+    spread,
+)
 from passes.analysis.compact import Array
 from passes.analysis.edits import Select, SetAttribute
 from passes.analysis.tags import Grid, Pin
@@ -43,22 +49,14 @@ class Convolution:
 
     def trace(self, node: ir.Node, t: Trace) -> None:
         """Make the output's channels."""
-        value, weight, out = node.inputs[0], node.inputs[1], node.outputs[0]
+        value, weight, out = data(node), data(node, 1), node.outputs[0]
         bias = input_at(node, 2)
-        if value is None or weight is None or not t.known(value) or not t.known(out):
-            Pins("the sizes that '{op}' works with are not known").trace(node, t)
-            return
         if not t.is_weight(weight) or (bias is not None and not t.is_weight(bias)):
             Pins("'{op}' has a weight that is not constant").trace(node, t)
             return
-        rank = len(t.shape(value))
-        tags = t.along(node, t.get(value), 1)
-        channels, outputs, groups = (
-            t.shape(value)[1],
-            t.shape(out)[1],
-            attribute_int(node, "group", 1),
-        )
-        incoming = np.broadcast_to(channels_of(tags), (channels,))
+        channels, outputs = t.shape(value)[1], t.shape(out)[1]
+        groups = attribute_int(node, "group", 1)
+        incoming = np.broadcast_to(channels_of(t.along(node, t.get(value), 1)), (channels,))
         depthwise = is_depthwise(node, channels, outputs)
         outgoing = incoming if depthwise else t.tags.fresh((outputs,))
         if groups > 1 and not depthwise:
@@ -68,7 +66,7 @@ class Convolution:
                 pin = Pin(label(node), "every channel is convolved into several", "keep them")
                 t.tags.stiffen(np.concatenate([incoming, outgoing]), pin)
         t.notes[node] = (incoming, outgoing)
-        made = outgoing.reshape([1, -1] + [1] * (rank - 2))
+        made = spread(outgoing, len(t.shape(out)))
         t.sources[node] = made
         t.tie_weight(node, weight, (node.op_type, groups), (incoming, outgoing))
         t.set(node, out, made)
@@ -78,9 +76,7 @@ class Convolution:
         noted = r.trace.notes.get(node)
         if noted is None:
             return
-        value, out = node.inputs[0], node.outputs[0]
-        if value is None:
-            return
+        value, out = data(node), node.outputs[0]
         incoming, outgoing = noted
         depthwise = is_depthwise(node, incoming.size, outgoing.size)
         arriving = incoming
@@ -100,13 +96,14 @@ class Convolution:
                 node, r, (incoming, outgoing), (arriving, leaving), (came, went)
             )
         rank = len(r.old_shape(value))
-        spread = None if zero is None else zero.reshape(zero.shape + (1,) * (rank - 2))
-        r.edit(Select(node, 1, (*picks, *(None,) * (rank - 2)), spread))
+        if zero is not None:
+            zero = zero.reshape(zero.shape + (1,) * (rank - 2))
+        r.edit(Select(node, 1, (*picks, *(None,) * (rank - 2)), zero))
         if input_at(node, 2) is not None:
             r.edit(Select(node, 2, (went,), leaving < 0 if (leaving < 0).any() else None))
         if left != groups:
             r.edit(SetAttribute(node, "group", left))
-        r.set(node, out, leaving.reshape([1, -1] + [1] * (rank - 2)))
+        r.set(node, out, spread(leaving, rank))
 
     def grouped(
         self,

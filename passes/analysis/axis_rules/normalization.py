@@ -14,8 +14,11 @@ from passes.analysis.axis_rules.row import (
     Pins,
     attribute_int,
     attribute_ints,
+    channels_of,
+    data,
     input_at,
     normalized,
+    spread,
 )
 from passes.analysis.compact import Array, varying_axes
 from passes.analysis.tags import Pin
@@ -32,17 +35,16 @@ __all__ = ["Along", "BatchNormalization", "GroupStatistics", "Pooling", "Reduce"
 
 OVER_CHANNELS = "'{op}' computes statistics over its channels, which change when one is removed"
 OVER_CHANNELS_ADVICE = "keep them, or use a normalisation that treats every channel by itself"
+SUMMED = "they are summed up with others"
 
 
 def last_axis(node: ir.Node, rank: int) -> tuple[int, ...]:
     """The axis of an op such as Softmax."""
-    axis = normalized(attribute_int(node, "axis", -1), rank)
     opset = node.graph.opset_imports.get("", 13) if node.graph is not None else 13
-    coerced = node.op_type in {"Softmax", "LogSoftmax", "Hardmax"} and opset < 13
-    if coerced:
-        axis = normalized(attribute_int(node, "axis", 1), rank)
-        return tuple(range(axis, rank))
-    return (axis,)
+    if node.op_type in {"Softmax", "LogSoftmax"} and opset < 13:
+        # it used to take its input for a matrix, with rows from this axis on
+        return tuple(range(normalized(attribute_int(node, "axis", 1), rank), rank))
+    return (normalized(attribute_int(node, "axis", -1), rank),)
 
 
 def trailing_axes(node: ir.Node, rank: int) -> tuple[int, ...]:
@@ -68,10 +70,7 @@ class Along:
 
     def trace(self, node: ir.Node, t: Trace) -> None:
         """Pin channels that lie along the axes; pass others on."""
-        value, out = node.inputs[0], node.outputs[0]
-        if not t.known(value) or not t.known(out):
-            Pins("the sizes that '{op}' works with are not known").trace(node, t)
-            return
+        value = data(node)
         tags = t.get(value)
         along = self.axes(node, tags.ndim)
         if any(tags.shape[axis] > 1 for axis in along):
@@ -79,14 +78,15 @@ class Along:
         elif not varying_axes(tags) and any(t.shape(value)[axis] == 1 for axis in along):
             t.pin(tags, node, "it is normalised by itself")
         for other in node.inputs[1:]:
-            if other is not None and t.known(other) and not t.is_weight(other):
+            if other is not None and not t.is_weight(other):
                 t.pin(t.get(other), node, "they serve as parameters")
-        t.set(node, out, tags)
+        t.set(node, node.outputs[0], tags)
 
     def replay(self, node: ir.Node, r: Replay) -> None:
         """Pass the tags on."""
-        if r.is_changed(node.inputs[0]):
-            r.set(node, node.outputs[0], r.new(node.inputs[0]))
+        value = data(node)
+        if r.is_changed(value):
+            r.set(node, node.outputs[0], r.new(value))
 
 
 class GroupStatistics:
@@ -94,13 +94,9 @@ class GroupStatistics:
 
     def trace(self, node: ir.Node, t: Trace) -> None:
         """Pin the channels."""
-        value = node.inputs[0]
-        if t.known(value) and t.known(node.outputs[0]):
-            tags = t.along(node, t.get(value), 1)
-            t.pin(tags, node, OVER_CHANNELS.format(op=node.op_type), OVER_CHANNELS_ADVICE)
-            t.set(node, node.outputs[0], tags)
-        else:
-            Pins().trace(node, t)
+        tags = t.along(node, t.get(data(node)), 1)
+        t.pin(tags, node, OVER_CHANNELS.format(op=node.op_type), OVER_CHANNELS_ADVICE)
+        t.set(node, node.outputs[0], tags)
 
     def replay(self, node: ir.Node, r: Replay) -> None:
         """Nothing that reaches it has changed."""
@@ -111,34 +107,26 @@ class BatchNormalization:
 
     def trace(self, node: ir.Node, t: Trace) -> None:
         """Pass the tags of axis 1 on."""
-        value, out = node.inputs[0], node.outputs[0]
-        parameters = node.inputs[1:]
         training = attribute_int(node, "training_mode", 0) or (
             node.op_type == "BatchNormalization"
             and sum(1 for one in node.outputs if one.uses()) > 1
         )
-        if not t.known(value) or training or not all(t.is_weight(one) for one in parameters):
+        if training or not all(t.is_weight(one) for one in node.inputs[1:]):
             Pins("'{op}' is in training mode, or its parameters are not constant").trace(
                 node, t
             )
             return
-        tags = t.along(node, t.get(value), 1)
-        t.set(node, out, tags)
+        t.set(node, node.outputs[0], t.along(node, t.get(data(node)), 1))
 
     def replay(self, node: ir.Node, r: Replay) -> None:
         """Cut the constants."""
-        value, out = node.inputs[0], node.outputs[0]
+        value, out = data(node), node.outputs[0]
         if not r.is_changed(value):
             return
         old, new = r.old(out).ravel(), channels_of(r.new(value))
         for index in range(1, len(node.inputs)):
             r.select(node, index, old, new, old.shape)
-        r.set(node, out, new.reshape([1, -1] + [1] * (len(r.old_shape(out)) - 2)))
-
-
-def channels_of(tags: Array) -> Array:
-    """The tags along axis 1, at the first index of the others."""
-    return tags[(0, slice(None)) + (0,) * (tags.ndim - 2)]
+        r.set(node, out, spread(new, len(r.old_shape(out))))
 
 
 class Pooling:
@@ -146,25 +134,16 @@ class Pooling:
 
     def trace(self, node: ir.Node, t: Trace) -> None:
         """Pass the tags of axis 1 on."""
-        value, out = node.inputs[0], node.outputs[0]
-        if not t.known(value) or not t.known(out):
-            Pins("the sizes that '{op}' works with are not known").trace(node, t)
-            return
         if len(node.outputs) > 1 and node.outputs[1].uses():
             Pins("'{op}' gives positions that count its channels").trace(node, t)
             return
-        tags = t.along(node, t.get(value), 1)
-        t.set(node, out, tags)
+        t.set(node, node.outputs[0], t.along(node, t.get(data(node)), 1))
 
     def replay(self, node: ir.Node, r: Replay) -> None:
         """Pass the tags on."""
-        if r.is_changed(node.inputs[0]):
-            new = channels_of(r.new(node.inputs[0]))
-            r.set(
-                node,
-                node.outputs[0],
-                new.reshape([1, -1] + [1] * (len(r.old_shape(node.outputs[0])) - 2)),
-            )
+        value, out = data(node), node.outputs[0]
+        if r.is_changed(value):
+            r.set(node, out, spread(channels_of(r.new(value)), len(r.old_shape(out))))
 
 
 class Resize:
@@ -172,15 +151,14 @@ class Resize:
 
     def trace(self, node: ir.Node, t: Trace) -> None:
         """Pass the tags on, if the channel axis keeps its size."""
-        value, out = node.inputs[0], node.outputs[0]
-        if value is None or not t.known(value) or not t.known(out):
-            Pins("the sizes that '{op}' works with are not known").trace(node, t)
-            return
+        value, out = data(node), node.outputs[0]
         tags = t.get(value)
         scaled = tuple(
-            a
-            for a, (x, y) in enumerate(zip(t.shape(value), t.shape(out), strict=True))
-            if x != y
+            axis
+            for axis, (before, after) in enumerate(
+                zip(t.shape(value), t.shape(out), strict=True)
+            )
+            if before != after
         )
         if any(tags.shape[axis] > 1 for axis in scaled):
             t.pin(tags, node, "they lie along an axis that is scaled")
@@ -199,11 +177,10 @@ class Resize:
 
     def replay(self, node: ir.Node, r: Replay) -> None:
         """Sizes that were spelled out follow."""
-        value, out = node.inputs[0], node.outputs[0]
-        if value is None or not r.is_changed(value):
+        value, out = data(node), node.outputs[0]
+        if not r.is_changed(value):
             return
-        tags = r.new(value)
-        r.set(node, out, tags)
+        r.set(node, out, r.new(value))
         sizes = input_at(node, 3)
         if sizes is not None and any(r.old_shape(sizes)) and "axes" not in node.attributes:
             old, new = r.old_shape(out), r.shape(out)
@@ -217,9 +194,9 @@ class Reduce:
 
     def trace(self, node: ir.Node, t: Trace) -> None:
         """Drop the axes; pin channels that lie along them."""
-        value, out = node.inputs[0], node.outputs[0]
-        axes = None if not t.known(value) else reduced(node, t, len(t.shape(value)))
-        if axes is None or not t.known(out):
+        value, out = data(node), node.outputs[0]
+        axes = reduced(node, t, len(t.shape(value)))
+        if axes is None:
             Pins("the axes that '{op}' works on are only known at run time").trace(node, t)
             return
         tags = t.get(value)
@@ -228,41 +205,42 @@ class Reduce:
         if single and tags.any():
             t.pin(tags, node, "it is reduced by itself")
         if inside and node.op_type in self.SUMS:
-            pin = Pin(
-                label(node), "they are summed up with others", "make them zero, not constant"
-            )
+            pin = Pin(label(node), SUMMED, "make them zero, not constant")
             t.tags.demand_zero(value, pin, (node, "sum"))
-            t.tags.stiffen(
-                tags, Pin(label(node), "they are summed up with others", "keep them")
-            )
-            rest = [axis for axis in varying_axes(tags) if axis not in inside]
-            tags = (
-                t.tags.coarsen((node, "sum"), tags, tuple(inside), label(node))
-                if rest
-                else np.zeros((1,) * tags.ndim, dtype=np.int64)
-            )
+            t.tags.stiffen(tags, Pin(label(node), SUMMED, "keep them"))
+            tags = summed(node, t, tags, tags, inside)
         elif inside:
             t.pin(tags, node, OVER_CHANNELS.format(op=node.op_type), OVER_CHANNELS_ADVICE)
             tags = np.zeros((1,) * tags.ndim, dtype=np.int64)
         t.notes[node] = inside
-        t.set(node, out, lowered(node, tags, axes, len(t.shape(out))))
+        t.set(node, out, without(tags, axes, len(t.shape(out))))
 
     def replay(self, node: ir.Node, r: Replay) -> None:
         """Drop the axes."""
-        value, out = node.inputs[0], node.outputs[0]
+        value, out = data(node), node.outputs[0]
         if not r.is_changed(value):
             return
         tags = r.new(value)
         axes = reduced(node, r.trace, tags.ndim) or ()
-        inside = tuple(r.trace.notes[node])
+        inside = r.trace.notes[node]
         if inside:
-            rest = [axis for axis in varying_axes(r.old(value)) if axis not in inside]
-            tags = (
-                r.trace.tags.coarsen((node, "sum"), tags, inside, label(node))
-                if rest
-                else np.zeros((1,) * tags.ndim, dtype=np.int64)
-            )
-        r.set(node, out, lowered(node, tags, axes, len(r.old_shape(out))))
+            tags = summed(node, r.trace, tags, r.old(value), inside)
+        r.set(node, out, without(tags, axes, len(r.old_shape(out))))
+
+
+def summed(node: ir.Node, t: Trace, tags: Array, old: Array, axes: list[int]) -> Array:
+    """Tags of a sum: one coarse channel a slice along `axes`, or none where the input varies along no other axis.
+
+    Args:
+        node: the node that sums up.
+        t: the first walk.
+        tags: of its input, before or after a plan.
+        old: of its input before the plan.
+        axes: the axes of channels that are summed up.
+    """
+    if all(axis in axes for axis in varying_axes(old)):
+        return np.zeros((1,) * tags.ndim, dtype=np.int64)
+    return t.tags.coarsen((node, "sum"), tags, tuple(axes), label(node))
 
 
 def reduced(node: ir.Node, t: Trace, rank: int) -> tuple[int, ...] | None:
@@ -280,9 +258,8 @@ def reduced(node: ir.Node, t: Trace, rank: int) -> tuple[int, ...] | None:
     return tuple(sorted(normalized(axis, rank) for axis in axes))
 
 
-def lowered(node: ir.Node, tags: Array, axes: tuple[int, ...], rank: int) -> Array:
-    """Without the reduced axes, unless the op keeps them."""
-    del node
+def without(tags: Array, axes: tuple[int, ...], rank: int) -> Array:
+    """A compact array without the reduced axes, unless the op keeps them in its result of `rank` axes."""
     if tags.ndim == rank:
         return tags
     return tags.reshape([size for axis, size in enumerate(tags.shape) if axis not in axes])

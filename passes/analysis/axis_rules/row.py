@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Protocol
 
-import numpy as np
+from passes.errors import UnsupportedGraph
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -17,9 +17,11 @@ __all__ = [
     "Row",
     "attribute_int",
     "attribute_ints",
+    "channels_of",
+    "data",
     "input_at",
     "normalized",
-    "sum_tags",
+    "spread",
 ]
 
 
@@ -71,6 +73,24 @@ def attribute_ints(node: ir.Node, name: str) -> tuple[int, ...] | None:
     return None if found is None else tuple(found.as_ints())
 
 
+def data(node: ir.Node, index: int = 0) -> ir.Value:
+    """An input that the op cannot do without.
+
+    Args:
+        node: the node.
+        index: which of its inputs.
+
+    Raises:
+        UnsupportedGraph: the node lacks it.
+    """
+    value = input_at(node, index)
+    if value is None:
+        raise UnsupportedGraph(
+            node.name or node.op_type, f"its input {index} is missing. Check the model."
+        )
+    return value
+
+
 def input_at(node: ir.Node, index: int) -> ir.Value | None:
     """An optional input."""
     return node.inputs[index] if index < len(node.inputs) else None
@@ -81,6 +101,11 @@ def normalized(axis: int, rank: int) -> int:
     return axis + rank if axis < 0 else axis
 
 
-def sum_tags(tags: Array) -> bool:
-    """Whether any element belongs to a channel."""
-    return bool(np.any(tags))
+def channels_of(tags: Array) -> Array:
+    """The tags along axis 1, at the first index of the others."""
+    return tags[(0, slice(None)) + (0,) * (tags.ndim - 2)]
+
+
+def spread(line: Array, rank: int) -> Array:
+    """A 1-D array of tags as a compact array of `rank` axes, along axis 1."""
+    return line.reshape([1, -1] + [1] * (rank - 2))
