@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from passes.analysis.axis_rules.row import Pins
+from passes.analysis.axis_rules.row import Pins, attribute_int, data, normalized
 from passes.analysis.compact import Array, varying_axes
 from passes.analysis.tags import Cover
 from passes.analysis.walk import label
@@ -36,19 +36,13 @@ class Elementwise:
     def trace(self, node: ir.Node, t: Trace) -> None:
         """Tie the operands' channels; constants take what comes."""
         out = node.outputs[0]
-        if not t.known(out) or not all(t.known(value) for value in self.values(node)):
-            Pins("the sizes that '{op}' works with are not known").trace(node, t)
-            return
-        rank, target = len(t.shape(out)), t.shape(out)
+        rank = len(t.shape(out))
         tags: Array | None = None
         shape: Shape = ()
         for value in self.values(node):
             if t.is_weight(value):
                 continue
-            mine, real = (
-                aligned(t.get(value), rank),
-                (1,) * (rank - len(t.shape(value))) + t.shape(value),
-            )
+            mine, real = aligned(t.get(value), rank), padded(t.shape(value), rank)
             if tags is None:
                 tags, shape = mine, real
             else:
@@ -56,14 +50,13 @@ class Elementwise:
                 shape = tuple(np.broadcast_shapes(shape, real))
         if tags is None:
             tags = np.zeros((1,) * rank, dtype=np.int64)
-        elif not varying_axes(tags) and shape != target:
+        elif not varying_axes(tags) and shape != t.shape(out):
             t.pin(tags, node, "a single channel is broadcast against a constant")
             tags = np.zeros_like(tags)
         for result in node.outputs:
             t.set(node, result, tags)
-        for index, value in enumerate(node.inputs):
-            if value in self.values(node) and t.is_weight(value):
-                operand_tags(node, t, index, t.get(out))
+        for index in self.constants(node, t):
+            operand_tags(node, t, index, t.get(out))
 
     def replay(self, node: ir.Node, r: Replay) -> None:
         """Operands must still match; constants are cut to what arrives."""
@@ -97,28 +90,27 @@ class Elementwise:
                     )
         for result in node.outputs:
             r.set(node, result, tags)
-        for index, value in enumerate(node.inputs):
-            if value is not None and value in self.values(node) and r.trace.is_weight(value):
-                before = operand_tags(node, r.trace, index, old)
-                after = operand_tags(node, r.trace, index, tags, old)
-                skip = rank - len(r.old_shape(value))
-                r.select(
-                    node, index, lowered(before, skip), lowered(after, skip), r.old_shape(value)
-                )
+        for index in self.constants(node, r.trace):
+            cut_operand(node, r, index, tags)
 
     def values(self, node: ir.Node) -> list[ir.Value]:
         """The inputs that carry data."""
         return [value for value in node.inputs[: self.operands] if value is not None]
 
+    def constants(self, node: ir.Node, t: Trace) -> list[int]:
+        """Which inputs carry constant data."""
+        data_inputs = enumerate(node.inputs[: self.operands])
+        return [index for index, value in data_inputs if t.is_weight(value)]
+
+
+def padded(shape: Shape, rank: int) -> Shape:
+    """A shape with axes of size 1 put in front, as broadcasting does."""
+    return (1,) * (rank - len(shape)) + shape
+
 
 def aligned(tags: Array, rank: int) -> Array:
     """A compact array with axes put in front, as broadcasting does."""
-    return tags.reshape((1,) * (rank - tags.ndim) + tags.shape)
-
-
-def lowered(tags: Array, skip: int) -> Array:
-    """A compact array without its first `skip` axes, on which it is uniform."""
-    return tags.reshape(tags.shape[skip:]) if skip else tags
+    return tags.reshape(padded(tags.shape, rank))
 
 
 def operand_tags(
@@ -127,14 +119,13 @@ def operand_tags(
     """The channels that a constant operand's elements belong to, given those of the result.
 
     Args:
-        node: the node; index: which operand.
+        node: the node.
         t: the first walk.
+        index: which operand.
         tags: of the result, before or after a plan.
         old: of the result before the plan, where `tags` is after it.
     """
-    value = node.inputs[index]
-    real = t.shape(value) if value is not None else ()
-    real = (1,) * (tags.ndim - len(real)) + real
+    real = padded(t.shape(data(node, index)), tags.ndim)
     varying = varying_axes(tags if old is None else old)
     gone = tuple(axis for axis in varying if real[axis] == 1)
     if not gone:
@@ -144,13 +135,36 @@ def operand_tags(
     return t.tags.coarsen((node, index), tags, gone, label(node))
 
 
+def cut_operand(node: ir.Node, r: Replay, index: int, new: Array) -> None:
+    """Cut a constant operand to the channels that a plan leaves of the result.
+
+    Args:
+        node: the node.
+        r: the second walk.
+        index: which operand.
+        new: tags of the result after the plan.
+    """
+    old, real = r.old(node.outputs[0]), r.old_shape(data(node, index))
+    before = operand_tags(node, r.trace, index, old)
+    after = operand_tags(node, r.trace, index, new, old)
+    # the operand may lack leading axes, on which its tags are uniform
+    skip = old.ndim - len(real)
+    r.select(
+        node,
+        index,
+        before.reshape(before.shape[skip:]),
+        after.reshape(after.shape[skip:]),
+        real,
+    )
+
+
 def combine(
     node: ir.Node, t: Trace, one: tuple[Array, Shape], other: tuple[Array, Shape]
 ) -> Array:
     """Tie two broadcast operands, each given as compact tags and real sizes of equal rank; returns the result's tags."""
     if len(varying_axes(one[0])) > len(varying_axes(other[0])):
         one, other = other, one
-    (small, small_shape), (large, large_shape) = one, other
+    (small, small_shape), (large, _) = one, other
     inner, outer = set(varying_axes(small)), set(varying_axes(large))
     if not inner and not outer:
         return combine_single(node, t, one, other)
@@ -159,18 +173,13 @@ def combine(
         t.unite(node, small, large)
         return small if inner == outer else large
     if not inner <= outer or any(small_shape[axis] > 1 for axis in more):
-        t.pin(
-            small,
-            node,
-            "two axes of channels are multiplied out",
-            "keep the channels of one of them",
-        )
-        t.pin(
-            large,
-            node,
-            "two axes of channels are multiplied out",
-            "keep the channels of one of them",
-        )
+        for tags in (small, large):
+            t.pin(
+                tags,
+                node,
+                "two axes of channels are multiplied out",
+                "keep the channels of one of them",
+            )
         return large
     if not inner:
         t.pin(small, node, "a single channel is broadcast over others")
@@ -206,39 +215,25 @@ class Quantize:
 
     def trace(self, node: ir.Node, t: Trace) -> None:
         """Pass the tags on."""
-        value, out = node.inputs[0], node.outputs[0]
-        if value is None or not t.known(out) or not t.known(value):
-            Pins("the sizes that '{op}' works with are not known").trace(node, t)
-            return
-        tags = t.get(value)
         for parameter in node.inputs[1:]:
             if parameter is not None and (
                 not t.is_weight(parameter) or len(t.shape(parameter)) > 1
             ):
                 Pins("'{op}' has scales that are not constant, or in blocks").trace(node, t)
                 return
-        t.set(node, out, tags)
+        t.set(node, node.outputs[0], t.get(data(node)))
 
     def replay(self, node: ir.Node, r: Replay) -> None:
         """Cut the scales of a channel axis."""
-        value, out = node.inputs[0], node.outputs[0]
-        if value is None or not r.is_changed(value):
+        value = data(node)
+        if not r.is_changed(value):
             return
         old, new = r.old(value), r.new(value)
-        attribute = node.attributes.get("axis")
-        axis = 1 if attribute is None else attribute.as_int()
-        axis = axis + old.ndim if axis < 0 else axis
+        axis = normalized(attribute_int(node, "axis", 1), old.ndim)
+        index_of = tuple(slice(None) if other == axis else 0 for other in range(old.ndim))
+        alone = all(old.shape[other] == 1 for other in range(old.ndim) if other != axis)
         for index, parameter in enumerate(node.inputs[1:], start=1):
             if parameter is not None and np.prod(r.old_shape(parameter)) > 1:
-                line = [other for other in range(old.ndim) if other != axis]
-                index_of = tuple(
-                    slice(None) if other == axis else 0 for other in range(old.ndim)
-                )
-                r.require(
-                    node,
-                    all(old.shape[other] == 1 for other in line),
-                    old,
-                    "its scales lie along another axis",
-                )
+                r.require(node, alone, old, "its scales lie along another axis")
                 r.select(node, index, old[index_of], new[index_of], r.old_shape(parameter))
-        r.set(node, out, new)
+        r.set(node, node.outputs[0], new)
