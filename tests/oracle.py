@@ -30,7 +30,7 @@ INPUT_TYPES = {
 }
 MINIMAL_SPREAD = 0.01
 STILL = 0.1
-FORGIVEN = 2.0
+FORGIVEN = 4.0
 TOLERANCE = {np.dtype(np.float32): 1e-4, np.dtype(np.float16): 5e-3, np.dtype(np.float64): 1e-9}
 
 
@@ -213,7 +213,7 @@ def assert_same_function(  # noqa: PLR0912 - a list of what must agree
 
     The last input may be huge: it is judged on its own scale, so that it can't hide an error on the others. Float16
     rounds to 1e-3 at every step, often more than a small spread allows: an error is also forgiven where the original
-    is as far from its own answer in float32, or where it is two units in the last place. What the original's outputs
+    is as far from its own answer in float32, or where it is a few units in the last place. What the original's outputs
     do when its inputs move in the last place is forgiven in any format.
 
     Args:
@@ -275,7 +275,8 @@ def assert_same_function(  # noqa: PLR0912 - a list of what must agree
             error = float(np.abs(w[finite] - h[finite]).max(initial=0.0))
             worst = max(worst, error / scale)
             last_place = step * float(np.abs(w[finite]).max(initial=0.0))
-            allowed = max(limit * scale, FORGIVEN * noise[i][k], FORGIVEN * last_place)
+            rounded = max(row[k] for row in (noise[-1:] if i == len(want) - 1 else noise[:-1]))
+            allowed = max(limit * scale, FORGIVEN * rounded, FORGIVEN * last_place)
             if error > allowed:
                 # Differences of large numbers are noise in the original as well.
                 allowed = max(
