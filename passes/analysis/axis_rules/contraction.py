@@ -14,8 +14,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from passes.analysis.axis_rules.elementwise import combine, operand_tags
-from passes.analysis.axis_rules.row import Pins, attribute_int, input_at
+from passes.analysis.axis_rules.elementwise import (
+    aligned,
+    combine,
+    cut_operand,
+    operand_tags,
+    padded,
+)
+from passes.analysis.axis_rules.row import Pins, attribute_int, data, input_at
 from passes.analysis.compact import Array, varying_axes
 from passes.analysis.edits import Select
 from passes.analysis.tags import Grid, Pin
@@ -24,9 +30,9 @@ from passes.analysis.walk import label
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-    from passes.analysis.walk import Replay, Shape, Trace
+    from passes.analysis.walk import Replay, Trace
 
-__all__ = ["Contraction", "Letters", "letters"]
+__all__ = ["Contraction", "Letters", "Weighted", "letters"]
 
 SUMMED = "they are multiplied with one another and summed up"
 
@@ -117,13 +123,15 @@ class Weighted:
         names: the letters.
         weight: which operand is the weight.
         batch: batch letters on which the weight has its own numbers and the channels vary.
-        incoming: tags over `batch` + contracted letters.
+        contracted: contracted letters along which the weight has more than one element.
+        incoming: tags over `batch` + `contracted`.
         outgoing: new tags over `batch` + the weight's free letters, or None: the activation's own channels go through.
     """
 
     names: Letters
     weight: int
     batch: str
+    contracted: str
     incoming: Array
     outgoing: Array | None
 
@@ -133,20 +141,18 @@ class Contraction:
 
     def trace(self, node: ir.Node, t: Trace) -> None:
         """Decide which operand, if any, is the weight."""
-        out = node.outputs[0]
-        values = [value for value in node.inputs[:2] if value is not None]
-        if len(values) != 2 or not t.known(out) or not all(t.known(value) for value in values):
-            Pins("the sizes that '{op}' works with are not known").trace(node, t)
-            return
-        names = letters(node, (len(t.shape(values[0])), len(t.shape(values[1]))))
-        if names is None or (node.op_type == "Einsum" and len(node.inputs) != 2):
+        names = None
+        if node.op_type != "Einsum" or len(node.inputs) == 2:
+            names = letters(node, (len(t.shape(data(node))), len(t.shape(data(node, 1)))))
+        if names is None:
             Pins("'{op}' has an equation of another form than a product of two operands").trace(
                 node, t
             )
             return
-        constant = [t.is_weight(value) for value in values]
-        if any(constant):
-            self.trace_weight(node, t, names, 0 if constant[0] and not constant[1] else 1)
+        if t.is_weight(data(node, 1)):
+            self.trace_weight(node, t, names, 1)
+        elif t.is_weight(data(node)):
+            self.trace_weight(node, t, names, 0)
         else:
             trace_product(node, t, names)
         extra = input_at(node, 2)
@@ -155,9 +161,7 @@ class Contraction:
 
     def trace_weight(self, node: ir.Node, t: Trace, names: Letters, weight: int) -> None:
         """Consume channels, and make new ones."""
-        value, table, out = node.inputs[1 - weight], node.inputs[weight], node.outputs[0]
-        if value is None or table is None:
-            return
+        value, table, out = data(node, 1 - weight), data(node, weight), node.outputs[0]
         axes, mine = names.operands[1 - weight], names.operands[weight]
         tags, sizes = t.get(value), dict(zip(mine, t.shape(table), strict=True))
         real = dict(zip(axes, t.shape(value), strict=True))
@@ -205,20 +209,13 @@ class Contraction:
             made = place(outgoing, batch + free, names.result)
             t.sources[node] = made
             t.set(node, out, made)
-            if batch or len(free) > 1:
-                wide = (
-                    incoming.reshape(int(np.prod([real[c] for c in batch])), -1)
-                    if batch
-                    else None
-                )
-                rows = (
-                    outgoing.reshape(wide.shape[0], -1)
-                    if wide is not None
-                    else squeezed(outgoing)
-                )
-                if rows.ndim > 1:
-                    t.tags.grids.append(Grid(rows, wide, label(node), "part"))
-        t.notes[node] = Weighted(names, weight, batch, incoming, outgoing)
+            wide, rows = None, squeezed(outgoing)
+            if batch:
+                count = int(np.prod([real[c] for c in batch]))
+                wide, rows = incoming.reshape(count, -1), outgoing.reshape(count, -1)
+            if rows.ndim > 1:
+                t.tags.grids.append(Grid(rows, wide, label(node), "part"))
+        t.notes[node] = Weighted(names, weight, batch, contracted, incoming, outgoing)
         role = "".join(
             "k" if c in names.contracted else "b" if c in batch else "f" if c in free else "."
             for c in mine
@@ -247,44 +244,45 @@ def squeezed(tags: Array) -> Array:
 def replay_weight(node: ir.Node, r: Replay, noted: Weighted) -> None:
     """Cut the rows and columns of a weight."""
     names, weight = noted.names, noted.weight
-    value, table, out = node.inputs[1 - weight], node.inputs[weight], node.outputs[0]
-    if value is None or table is None:
-        return
-    axes, mine = names.operands[1 - weight], names.operands[weight]
-    incoming, old = noted.incoming, noted.outgoing
-    sizes = dict(zip(axes, r.shape(value), strict=True))
-    lines = "".join(
-        c for c in names.contracted if dict(zip(mine, r.old_shape(table), strict=True))[c] > 1
-    )
-    arriving = incoming
-    if r.is_changed(value):
-        wide = [sizes[c] for c in noted.batch + lines]
-        new = r.new(value)
-        if incoming.any():
-            arriving = np.broadcast_to(pick(new, axes, noted.batch + lines), wide)
-    leaving = None
-    if old is not None:
-        leaving = survivors(node, r, old, arriving, incoming, len(noted.batch))
-    unchanged = arriving.shape == incoming.shape and bool((arriving == incoming).all())
+    value, out = data(node, 1 - weight), node.outputs[0]
+    axes, lines = names.operands[1 - weight], noted.batch + noted.contracted
+    arriving, old = noted.incoming, noted.outgoing
+    if r.is_changed(value) and arriving.any():
+        sizes = dict(zip(axes, r.shape(value), strict=True))
+        arriving = np.broadcast_to(pick(r.new(value), axes, lines), [sizes[c] for c in lines])
+    leaving = survivors(node, r, noted, arriving)
     if old is None or leaving is None:
         if r.is_changed(value) and r.trace.tags.of[out].any():
             r.set(node, out, place(r.new(value), axes, names.result))
-    elif unchanged and leaving.shape == old.shape and (leaving == old).all():
+    elif np.array_equal(arriving, noted.incoming) and np.array_equal(leaving, old):
         return
     else:
         r.set(node, out, place(leaving, noted.batch + names.free(weight), names.result))
-    places: dict[str, Array] = {}
-    came = np.unravel_index(r.origins(node, incoming, arriving), incoming.shape)
-    target = noted.batch + lines + names.free(weight)
-    for c, where in zip(noted.batch + lines, came, strict=True):
-        places[c] = place(where, noted.batch + lines, target)
-    zero = place(arriving < 0, noted.batch + lines, target)
-    if old is not None and leaving is not None:
-        free = noted.batch + names.free(weight)
-        went = np.unravel_index(r.origins(node, old, leaving), old.shape)
+    r.edit(cut(node, r, noted, arriving, leaving))
+
+
+def cut(
+    node: ir.Node, r: Replay, noted: Weighted, arriving: Array, leaving: Array | None
+) -> Select:
+    """The elements of a weight that a plan leaves.
+
+    Args:
+        node: the node that reads the weight.
+        r: the second walk.
+        noted: what the first walk remembers of the node.
+        arriving: tags over batch and contracted letters after the plan.
+        leaving: tags over batch and free letters after the plan, or None where the weight makes no channels.
+    """
+    names, mine = noted.names, noted.names.operands[noted.weight]
+    lines, free = noted.batch + noted.contracted, noted.batch + names.free(noted.weight)
+    target = lines + names.free(noted.weight)
+    came = np.unravel_index(r.origins(node, noted.incoming, arriving), noted.incoming.shape)
+    places = {c: place(where, lines, target) for c, where in zip(lines, came, strict=True)}
+    zero = place(arriving < 0, lines, target)
+    if noted.outgoing is not None and leaving is not None:
+        went = np.unravel_index(r.origins(node, noted.outgoing, leaving), noted.outgoing.shape)
         for c, where in zip(free, went, strict=True):
-            if c not in noted.batch:
-                places[c] = place(where, free, target)
+            places.setdefault(c, place(where, free, target))
         zero = zero | place(leaving < 0, free, target)
     picks: list[Array | None] = []
     for c in mine:
@@ -295,15 +293,23 @@ def replay_weight(node: ir.Node, r: Replay, noted: Weighted) -> None:
             picks.append(found.ravel())
         else:
             picks.append(place(found, target, mine))
-    r.edit(
-        Select(node, weight, tuple(picks), place(zero, target, mine) if zero.any() else None)
+    return Select(
+        node, noted.weight, tuple(picks), place(zero, target, mine) if zero.any() else None
     )
 
 
-def survivors(
-    node: ir.Node, r: Replay, old: Array, arriving: Array, incoming: Array, batch: int
-) -> Array:
-    """What a plan leaves of the channels that a weight makes, over batch and free letters."""
+def survivors(node: ir.Node, r: Replay, noted: Weighted, arriving: Array) -> Array | None:
+    """What a plan leaves of the channels that a weight makes, over batch and free letters; None if it makes none.
+
+    Args:
+        node: the node that reads the weight.
+        r: the second walk.
+        noted: what the first walk remembers of the node.
+        arriving: tags over batch and contracted letters after the plan.
+    """
+    old, incoming, batch = noted.outgoing, noted.incoming, len(noted.batch)
+    if old is None:
+        return None
     varying = [axis for axis in range(old.ndim) if old.shape[axis] > 1]
     if batch == 0 and len(varying) <= 1:
         left = r.survivors(old.ravel())
@@ -317,13 +323,13 @@ def survivors(
             [-1 if axis in varying else 1 for axis in range(old.ndim)] if varying else old.shape
         )
     rows = old.reshape(int(np.prod(old.shape[: max(batch, 1)])), -1)
-    order = range(rows.shape[0])
+    order = list(range(rows.shape[0]))
     if batch:
         came = r.origins(node, incoming, arriving).reshape(
             int(np.prod(arriving.shape[:batch])), -1
         )
         order = [int(row[0]) // int(np.prod(incoming.shape[batch:])) for row in came]
-    kept = [line for line in (r.survivors(rows[row]) for row in order)]
+    kept = [r.survivors(rows[row]) for row in order]
     alive = kept if batch else [line for line in kept if line.size]
     lengths = {line.size for line in alive}
     r.require(
@@ -356,7 +362,7 @@ class Product:
 
 def trace_product(node: ir.Node, t: Trace, names: Letters) -> None:
     """Tie the contracted channels of two activations; pass on the others."""
-    values = [value for value in node.inputs[:2] if value is not None]
+    values = (data(node), data(node, 1))
     sides = [t.get(value) for value in values]
     shapes = [
         dict(zip(axes, t.shape(value), strict=True))
@@ -415,7 +421,7 @@ def coarse_result(node: ir.Node, t: Trace, names: Letters, wide: Array) -> Array
 
 def replay_product(node: ir.Node, r: Replay, noted: Product) -> None:
     """Check that the contracted channels still match; pass on the others."""
-    values = [value for value in node.inputs[:2] if value is not None]
+    values = (data(node), data(node, 1))
     if not any(r.is_changed(value) for value in values):
         return
     names, out = noted.names, node.outputs[0]
@@ -437,11 +443,12 @@ def replay_product(node: ir.Node, r: Replay, noted: Product) -> None:
         ]
         r.agree(node, inner[0], inner[1])
         wide = np.broadcast_arrays(inner[0], inner[1])[0]
-        before = [
-            pick_first(r.old(value), axes, target)
-            for value, axes in zip(values, names.operands, strict=True)
-        ]
-        old = np.broadcast_arrays(before[0], before[1])[0]
+        old = np.broadcast_arrays(
+            *(
+                pick_first(r.old(value), axes, target)
+                for value, axes in zip(values, names.operands, strict=True)
+            )
+        )[0]
         if any(old.shape[target.index(c)] > 1 for c in names.batch):
             r.set(node, out, coarse_result(node, r.trace, names, wide))
         return
@@ -463,9 +470,8 @@ def trace_addend(node: ir.Node, t: Trace, extra: ir.Value) -> None:
     """Gemm's third operand is added to the result."""
     out = node.outputs[0]
     if not t.is_weight(extra):
-        real = (1,) * (2 - len(t.shape(extra))) + t.shape(extra)
-        mine = t.get(extra).reshape((1,) * (2 - len(t.shape(extra))) + t.get(extra).shape)
-        result = combine(node, t, (t.get(out), t.shape(out)), (mine, real))
+        mine = (aligned(t.get(extra), 2), padded(t.shape(extra), 2))
+        result = combine(node, t, (t.get(out), t.shape(out)), mine)
         if varying_axes(result) != varying_axes(t.get(out)):
             t.pin(result, node, "they are added to data that has no removable channels")
     else:
@@ -475,24 +481,14 @@ def trace_addend(node: ir.Node, t: Trace, extra: ir.Value) -> None:
 def replay_addend(node: ir.Node, r: Replay, extra: ir.Value) -> None:
     """Cut a constant third operand; check another."""
     out = node.outputs[0]
-    old, new = r.old(out), r.new(out)
+    new = r.new(out)
     if r.trace.is_weight(extra):
-        before = operand_tags(node, r.trace, 2, old)
-        after = operand_tags(node, r.trace, 2, new, old)
-        skip = 2 - len(r.old_shape(extra))
-        r.select(
-            node,
-            2,
-            before.reshape(before.shape[skip:]),
-            after.reshape(after.shape[skip:]),
-            r.old_shape(extra),
-        )
-        return
-    mine = r.new(extra).reshape((1,) * (2 - len(r.shape(extra))) + r.new(extra).shape)
-    if r.is_changed(extra):
+        cut_operand(node, r, 2, new)
+    elif r.is_changed(extra):
+        mine = aligned(r.new(extra), 2)
         r.require(node, mine.shape == new.shape, mine, "its operands would differ in length")
         r.agree(node, mine, new)
     else:
-        real = (1,) * (2 - len(r.shape(extra))) + r.shape(extra)
+        real = padded(r.shape(extra), 2)
         fits = all(size in {1, whole} for size, whole in zip(real, r.shape(out), strict=True))
         r.require(node, fits, new, "its operands would differ in length")
