@@ -172,14 +172,14 @@ class Contraction:
             Pins("'{op}' broadcasts a contracted axis").trace(node, t)
             return
         consumes = pick(tags, axes, contracted).size > 1
-        batch = "".join(c for c in names.batch if sizes[c] > 1)
         through = names.free(1 - weight) + "".join(c for c in names.batch if sizes[c] == 1)
         if consumes:
             tags = t.unite_along(node, tags, tuple(axes.index(c) for c in through))
-        single = not varying_axes(tags)
-        if single and not contracted:
+        if not varying_axes(tags) and not contracted:
             t.pin(tags, node, "a single channel is multiplied out")
-        batch = "".join(c for c in batch if tags.shape[axes.index(c)] > 1)
+        batch = "".join(
+            c for c in names.batch if sizes[c] > 1 and tags.shape[axes.index(c)] > 1
+        )
         # channels that lie along other axes are not consumed, whatever stands first on the contracted one
         mine_only = place(pick(tags, axes, batch), batch, batch + contracted)
         consumed = (
@@ -376,7 +376,6 @@ def trace_product(node: ir.Node, t: Trace, names: Letters) -> None:
         pick(tags, axes, contracted).size > 1
         for tags, axes in zip(sides, names.operands, strict=True)
     ]
-    single = [tags.any() and not varying_axes(tags) for tags in sides]
     if any(carries):
         inner = [
             t.unite_along(node, tags, tuple(axes.index(c) for c in names.free(side)))
@@ -395,8 +394,8 @@ def trace_product(node: ir.Node, t: Trace, names: Letters) -> None:
         t.notes[node] = Product(names, coarse=True)
         t.set(node, node.outputs[0], coarse_result(node, t, names, wide))
         return
-    for tags, alone in zip(sides, single, strict=True):
-        if alone:
+    for tags in sides:
+        if not varying_axes(tags):
             t.pin(tags, node, "a single channel is multiplied out")
     placed = [
         place(tags, axes, names.result)

@@ -8,13 +8,13 @@ from itertools import accumulate
 from typing import TYPE_CHECKING
 
 import numpy as np
-import onnx_ir as ir
 
 from passes.analysis import compact
 from passes.analysis.axis_rules.row import (
     Pins,
     attribute_int,
     attribute_ints,
+    data,
     input_at,
     normalized,
 )
@@ -24,6 +24,8 @@ from passes.analysis.tags import Grid
 from passes.analysis.walk import label
 
 if TYPE_CHECKING:
+    import onnx_ir as ir
+
     from passes.analysis.walk import Replay, Shape, Trace
 
 __all__ = [
@@ -49,13 +51,13 @@ class Transpose:
 
     def trace(self, node: ir.Node, t: Trace) -> None:
         """Move the axes."""
-        tags = t.get(node.inputs[0])
+        tags = t.get(data(node))
         t.set(node, node.outputs[0], tags.transpose(permutation(node, tags.ndim)))
 
     def replay(self, node: ir.Node, r: Replay) -> None:
         """Move the axes."""
-        if r.is_changed(node.inputs[0]):
-            tags = r.new(node.inputs[0])
+        if r.is_changed(data(node)):
+            tags = r.new(data(node))
             r.set(node, node.outputs[0], tags.transpose(permutation(node, tags.ndim)))
 
 
@@ -72,20 +74,17 @@ class Reshape:
 
     def trace(self, node: ir.Node, t: Trace) -> None:
         """Split and merge, and write down the rows that a split makes."""
-        value, out = node.inputs[0], node.outputs[0]
-        tags = t.get(value)
-        if not t.known(out) or (node.op_type == "Reshape" and len(node.inputs) < 2):
+        value, out = data(node), node.outputs[0]
+        if node.op_type == "Reshape" and len(node.inputs) < 2:
             UNKNOWN_SIZES.trace(node, t)
             return
-        after = compact.reshape(tags, t.shape(value), t.shape(out))
+        after = compact.reshape(t.get(value), t.shape(value), t.shape(out))
         t.set(node, out, after)
-        axes = varying_axes(after)
-        if len(axes) > 1:
-            t.tags.grids.append(Grid(squeeze(after), None, label(node), "part"))
+        keep_regular(node, t, after)
 
     def replay(self, node: ir.Node, r: Replay) -> None:
         """Split and merge what is left; an explicit shape gets the new sizes."""
-        value, out = node.inputs[0], node.outputs[0]
+        value, out = data(node), node.outputs[0]
         if not r.is_changed(value):
             return
         tags, shape, old_in, old_out = r.new(value), r.shape(value), r.old(value), r.old(out)
@@ -118,17 +117,14 @@ class Reshape:
 
     def resize(self, node: ir.Node, r: Replay) -> None:
         """Spell the new sizes out where the old ones were spelled out."""
-        before, after, old = (
-            r.shape(node.inputs[0]),
-            r.shape(node.outputs[0]),
-            r.old_shape(node.outputs[0]),
-        )
+        out = node.outputs[0]
+        before, after = r.shape(data(node)), r.shape(out)
         numbers = r.trace.ints(node.inputs[1])
         if numbers is None:
             r.require(
                 node,
-                before == after or old == after,
-                r.new(node.outputs[0]),
+                after in (before, r.old_shape(out)),
+                r.new(out),
                 "its sizes are not known",
             )
             return
@@ -148,7 +144,7 @@ def alive(
     r: Replay, node: ir.Node, mine: list[int], theirs: list[int], outer: list[int]
 ) -> list[int]:
     """How many indices are left on the `outer` axes of a reshaped block."""
-    value, out = node.inputs[0], node.outputs[0]
+    value, out = data(node), node.outputs[0]
     before, shape = r.old_shape(value), r.shape(value)
     old = np.broadcast_to(block_of(r.old(value), mine), [before[axis] for axis in mine])
     new = np.broadcast_to(block_of(r.new(value), mine), [shape[axis] for axis in mine])
@@ -176,9 +172,11 @@ def rows_intact(r: Replay, node: ir.Node, old: Array, new: Array) -> None:
         r.require(node, not spread.any(), new, "a row would mix channels of two rows")
 
 
-def squeeze(tags: Array) -> Array:
-    """A compact array without its uniform axes."""
-    return tags.reshape([size for size in tags.shape if size > 1])
+def keep_regular(node: ir.Node, t: Trace, tags: Array) -> None:
+    """Where channels lie along several axes, rows must stay equally long."""
+    if len(varying_axes(tags)) > 1:
+        rows = tags.reshape([size for size in tags.shape if size > 1])
+        t.tags.grids.append(Grid(rows, None, label(node), "part"))
 
 
 class Concat:
@@ -186,9 +184,6 @@ class Concat:
 
     def trace(self, node: ir.Node, t: Trace) -> None:
         """Concatenate."""
-        if not all(t.known(value) for value in node.inputs if value is not None):
-            UNKNOWN_SIZES.trace(node, t)
-            return
         values = [value for value in node.inputs if value is not None]
         shapes = [t.shape(value) for value in values]
         tags = [t.get(value) for value in values]
@@ -253,24 +248,19 @@ class Split:
 
     def trace(self, node: ir.Node, t: Trace) -> None:
         """Slice the tags."""
-        if not all(t.known(value) for value in (node.inputs[0], *node.outputs)):
+        if not all(t.known(out) for out in node.outputs):
             UNKNOWN_SIZES.trace(node, t)
             return
-        value = node.inputs[0]
-        tags, axis = (
-            t.get(value),
-            normalized(attribute_int(node, "axis", 0), len(t.shape(value))),
-        )
+        tags = t.get(data(node))
+        axis = normalized(attribute_int(node, "axis", 0), tags.ndim)
         stops = accumulate(t.shape(out)[axis] for out in node.outputs)
         for out, stop in zip(node.outputs, stops, strict=True):
-            part = sliced(tags, axis, stop - t.shape(out)[axis], stop)
-            t.set(node, out, part)
-            if len(varying_axes(t.get(out))) > 1:
-                t.tags.grids.append(Grid(squeeze(t.get(out)), None, label(node), "part"))
+            t.set(node, out, sliced(tags, axis, stop - t.shape(out)[axis], stop))
+            keep_regular(node, t, t.get(out))
 
     def replay(self, node: ir.Node, r: Replay) -> None:
         """Slice what is left, at the places where it came from."""
-        value = node.inputs[0]
+        value = data(node)
         if not r.is_changed(value):
             return
         old, new = r.old(value), r.new(value)
@@ -280,7 +270,7 @@ class Split:
                 r.set(node, out, new)
             return
         stops = list(accumulate(r.old_shape(out)[axis] for out in node.outputs))
-        part = np.searchsorted(stops, along(r, node, value, axis), side="right")
+        part = np.searchsorted(np.asarray(stops), along(r, node, value, axis), side="right")
         sizes = [int(np.sum(part == index)) for index in range(len(stops))]
         r.require(node, (np.diff(part) >= 0).all(), new, "its parts would be interleaved")
         for out, stop, size in zip(node.outputs, accumulate(sizes), sizes, strict=True):
@@ -304,8 +294,8 @@ def along(r: Replay, node: ir.Node, value: ir.Value, axis: int) -> Array:
     if old.shape[axis] == 1:
         return np.arange(r.old_shape(value)[axis])
     where = np.unravel_index(r.origins(node, old, new), old.shape)[axis]
-    rows = np.moveaxis(where, axis, -1).reshape(-1, new.shape[axis])
-    return rows[0]
+    first: Array = np.moveaxis(where, axis, -1).reshape(-1, new.shape[axis])[0]
+    return first
 
 
 class Slice:
@@ -313,9 +303,8 @@ class Slice:
 
     def trace(self, node: ir.Node, t: Trace) -> None:
         """Slice the tags."""
-        value, out = node.inputs[0], node.outputs[0]
-        ranges = None if not t.known(out) else slices(node, t.ints, len(t.shape(value)))
-        tags = t.get(value)
+        tags, out = t.get(data(node)), node.outputs[0]
+        ranges = slices(node, t.ints, tags.ndim)
         if ranges is None:
             UNKNOWN_SIZES.trace(node, t)
             return
@@ -326,12 +315,11 @@ class Slice:
                     return
                 tags = sliced(tags, axis, *slice(start, stop).indices(tags.shape[axis])[:2])
         t.set(node, out, tags)
-        if len(varying_axes(tags)) > 1:
-            t.tags.grids.append(Grid(squeeze(t.get(out)), None, label(node), "part"))
+        keep_regular(node, t, t.get(out))
 
     def replay(self, node: ir.Node, r: Replay) -> None:
         """Slice what is left; starts and ends move along."""
-        value, out = node.inputs[0], node.outputs[0]
+        value, out = data(node), node.outputs[0]
         if not r.is_changed(value):
             return
         old, new = r.old(value), r.new(value)
@@ -345,8 +333,7 @@ class Slice:
             low, high, _ = slice(start, stop).indices(old.shape[axis])
             came = along(r, node, value, axis)
             inside = (came >= low) & (came < high)
-            first = int(np.argmax(inside))
-            size = int(inside.sum())
+            first, size = int(np.argmax(inside)), int(inside.sum())
             r.require(
                 node,
                 size and inside[first : first + size].all(),
@@ -371,7 +358,7 @@ class Slice:
 def slices(
     node: ir.Node, ints: Callable[[ir.Value | None], Array | None], rank: int
 ) -> dict[int, tuple[int, int, int]] | None:
-    """axis -> (start, stop, step) of a Slice, in the order of its inputs; None if they are not known."""
+    """Ranges of a Slice, axis -> (start, stop, step), in the order of its inputs; None if they are not known."""
     if len(node.inputs) > 1:
         given = [ints(input_at(node, index)) for index in range(1, 5)]
         starts, stops, axes, steps = (
@@ -386,10 +373,8 @@ def slices(
         ):
             return None
     else:
-        starts, stops = (
-            list(attribute_ints(node, "starts") or ()),
-            list(attribute_ints(node, "ends") or ()),
-        )
+        starts = list(attribute_ints(node, "starts") or ())
+        stops = list(attribute_ints(node, "ends") or ())
         found, steps = attribute_ints(node, "axes"), None
         axes = None if found is None else list(found)
     axes = axes or list(range(len(starts)))
@@ -405,12 +390,9 @@ class Gather:
 
     def trace(self, node: ir.Node, t: Trace) -> None:
         """Pick tags by index; a table of constants makes new ones."""
-        value, indices, out = node.inputs[0], node.inputs[1], node.outputs[0]
-        if value is None or indices is None or not t.known(out) or not t.known(value):
-            Pins().trace(node, t)
-            return
+        value, indices, out = data(node), data(node, 1), node.outputs[0]
         axis = normalized(attribute_int(node, "axis", 0), len(t.shape(value)))
-        if table_channels(node, t) is not None:
+        if makes_channels(node, t):
             rank = len(t.shape(indices))
             tags = t.tags.fresh((t.shape(value)[1],)).reshape([1] * rank + [-1])
             t.sources[node] = tags
@@ -426,14 +408,11 @@ class Gather:
         t.pin(t.get(indices), node, "they serve as indices")
         picked = picked if tags.shape[axis] > 1 else None
         t.set(node, out, gathered(tags, axis, picked, len(t.shape(indices))))
-        if len(varying_axes(t.get(out))) > 1:
-            t.tags.grids.append(Grid(squeeze(t.get(out)), None, label(node), "part"))
+        keep_regular(node, t, t.get(out))
 
     def replay(self, node: ir.Node, r: Replay) -> None:
         """Find the picked channels where they now stand."""
-        value, indices, out = node.inputs[0], node.inputs[1], node.outputs[0]
-        if value is None or indices is None:
-            return
+        value, indices, out = data(node), data(node, 1), node.outputs[0]
         if node in r.trace.sources:
             old = r.trace.sources[node].ravel()
             new = r.survivors(old)
@@ -463,18 +442,15 @@ class Gather:
             r.edit(SetInput(node, 1, numbers))
 
 
-def table_channels(node: ir.Node, t: Trace) -> int | None:
-    """The axis of a constant 2-D table that becomes the channels of a Gather's output."""
-    value, indices = node.inputs[0], node.inputs[1]
-    if (
-        value is None
-        or indices is None
-        or not t.is_weight(value)
-        or t.ints(indices) is not None
-    ):
-        return None
-    axis = normalized(attribute_int(node, "axis", 0), len(t.shape(value)))
-    return 1 if len(t.shape(value)) == 2 and axis == 0 and t.known(indices) else None
+def makes_channels(node: ir.Node, t: Trace) -> bool:
+    """Whether a Gather looks rows of a constant 2-D table up, whose other axis becomes channels."""
+    value, rank = data(node), len(t.shape(data(node)))
+    return (
+        t.is_weight(value)
+        and t.ints(data(node, 1)) is None
+        and rank == 2
+        and normalized(attribute_int(node, "axis", 0), rank) == 0
+    )
 
 
 def gathered(tags: Array, axis: int, picked: Array | None, rank: int) -> Array:
@@ -489,36 +465,27 @@ class Pad:
 
     def trace(self, node: ir.Node, t: Trace) -> None:
         """Put untagged elements around."""
-        value, out = node.inputs[0], node.outputs[0]
-        amounts = None if not t.known(out) else pad_amounts(node, t, len(t.shape(value)))
+        tags = t.get(data(node))
+        amounts = pad_amounts(node, t, tags.ndim)
         if amounts is None:
             UNKNOWN_SIZES.trace(node, t)
             return
-        tags = t.get(value)
-        if not_constant(node) and any(
-            tags.shape[axis] > 1 and any(amounts[axis]) for axis in range(tags.ndim)
-        ):
+        axes = varying_axes(tags)
+        if not_constant(node) and any(any(amounts[axis]) for axis in axes):
             Pins("'{op}' copies channels into a border").trace(node, t)
             return
-        self.refuse_negative(node, t, tags, amounts)
-        t.set(node, out, padded(tags, amounts, varying_axes(tags)))
-
-    def refuse_negative(
-        self, node: ir.Node, t: Trace, tags: Array, amounts: list[tuple[int, int]]
-    ) -> None:
-        """Negative amounts on a channel axis cut by position."""
-        if any(tags.shape[axis] > 1 and min(amounts[axis]) < 0 for axis in range(tags.ndim)):
+        if any(min(amounts[axis]) < 0 for axis in axes):
             t.pin(tags, node, "a negative Pad cuts channels by their position")
+        t.set(node, node.outputs[0], padded(tags, amounts, axes))
 
     def replay(self, node: ir.Node, r: Replay) -> None:
         """Put untagged elements around what is left."""
-        value, out = node.inputs[0], node.outputs[0]
+        value, new = data(node), r.new(data(node))
         if r.is_changed(value):
-            amounts = pad_amounts(node, r.trace, len(r.shape(value)))
-            r.require(
-                node, amounts is not None, r.new(value), "its sizes are only known at run time"
-            )
-            r.set(node, out, padded(r.new(value), amounts or [], varying_axes(r.old(value))))
+            amounts = pad_amounts(node, r.trace, new.ndim)
+            r.require(node, amounts is not None, new, "its sizes are only known at run time")
+            after = padded(new, amounts or [], varying_axes(r.old(value)))
+            r.set(node, node.outputs[0], after)
 
 
 def not_constant(node: ir.Node) -> bool:
@@ -567,10 +534,7 @@ class Expand:
 
     def trace(self, node: ir.Node, t: Trace) -> None:
         """Line the axes up at the right."""
-        value, out = node.inputs[0], node.outputs[0]
-        if not t.known(out):
-            UNKNOWN_SIZES.trace(node, t)
-            return
+        value, out = data(node), node.outputs[0]
         tags, before, after = t.get(value), t.shape(value), t.shape(out)
         lead = len(after) - len(before)
         if not varying_axes(tags) and any(
@@ -581,7 +545,7 @@ class Expand:
 
     def replay(self, node: ir.Node, r: Replay) -> None:
         """Sizes that were spelled out follow."""
-        value, out = node.inputs[0], node.outputs[0]
+        value, out = data(node), node.outputs[0]
         if not r.is_changed(value):
             return
         tags = r.new(value)
@@ -589,7 +553,7 @@ class Expand:
         r.set(node, out, tags.reshape((1,) * lead + tags.shape))
         numbers = r.trace.ints(node.inputs[1])
         if numbers is None:
-            r.require(node, False, tags, "its sizes are only known at run time")  # noqa: FBT003
+            r.require(node, False, tags, "its sizes are only known at run time")
             return
         skip = len(r.old_shape(out)) - numbers.size
         r.resize_input(
@@ -608,35 +572,23 @@ class Tile:
 
     def trace(self, node: ir.Node, t: Trace) -> None:
         """Repeat the tags."""
-        value, out = node.inputs[0], node.outputs[0]
         repeats = t.ints(node.inputs[1]) if len(node.inputs) == 2 else None
-        if repeats is None or not t.known(out):
+        if repeats is None:
             UNKNOWN_SIZES.trace(node, t)
             return
-        tags = t.get(value)
+        tags = t.get(data(node))
         if not varying_axes(tags) and any(int(number) != 1 for number in repeats):
             t.pin(tags, node, "a single channel is repeated")
-        t.set(node, out, tiled(tags, repeats, varying_axes(tags)))
+        t.set(node, node.outputs[0], tiled(tags, repeats, varying_axes(tags)))
 
     def replay(self, node: ir.Node, r: Replay) -> None:
         """Repeat what is left."""
-        if r.is_changed(node.inputs[0]):
+        value, new = data(node), r.new(data(node))
+        if r.is_changed(value):
             repeats = r.trace.ints(node.inputs[1])
-            r.require(
-                node,
-                repeats is not None,
-                r.new(node.inputs[0]),
-                "its repeats are only known at run time",
-            )
-            r.set(
-                node,
-                node.outputs[0],
-                tiled(
-                    r.new(node.inputs[0]),
-                    np.asarray(repeats),
-                    varying_axes(r.old(node.inputs[0])),
-                ),
-            )
+            r.require(node, repeats is not None, new, "its repeats are only known at run time")
+            after = tiled(new, np.asarray(repeats), varying_axes(r.old(value)))
+            r.set(node, node.outputs[0], after)
 
 
 def tiled(tags: Array, repeats: Array, axes: tuple[int, ...]) -> Array:
@@ -649,9 +601,9 @@ class DepthToSpace:
 
     def trace(self, node: ir.Node, t: Trace) -> None:
         """Tie the channels that become one; the first stands for all."""
-        value, out = node.inputs[0], node.outputs[0]
+        out = node.outputs[0]
         block = attribute_int(node, "blocksize", 1) ** 2
-        tags = t.along(node, t.get(value), 1)
+        tags = t.along(node, t.get(data(node)), 1)
         if tags.shape[1] == 1:
             t.set(node, out, tags)
             return
@@ -660,7 +612,7 @@ class DepthToSpace:
 
     def replay(self, node: ir.Node, r: Replay) -> None:
         """Check that whole pixels are left."""
-        value, out = node.inputs[0], node.outputs[0]
+        value, out = data(node), node.outputs[0]
         if not r.is_changed(value):
             return
         block = attribute_int(node, "blocksize", 1) ** 2
@@ -687,18 +639,17 @@ class SpaceToDepth:
     def trace(self, node: ir.Node, t: Trace) -> None:
         """Repeat the tags."""
         block = attribute_int(node, "blocksize", 1) ** 2
-        tags = t.along(node, t.get(node.inputs[0]), 1)
-        if t.shape(node.inputs[0])[1] == 1:
+        tags = t.along(node, t.get(data(node)), 1)
+        if t.shape(data(node))[1] == 1:
             t.pin(tags, node, "a single channel becomes several")
-        t.set(
-            node, node.outputs[0], np.tile(tags, (1, block if tags.shape[1] > 1 else 1, 1, 1))
-        )
+        copies = block if tags.shape[1] > 1 else 1
+        t.set(node, node.outputs[0], np.tile(tags, (1, copies, 1, 1)))
 
     def replay(self, node: ir.Node, r: Replay) -> None:
         """Repeat what is left."""
-        if r.is_changed(node.inputs[0]):
+        if r.is_changed(data(node)):
             block = attribute_int(node, "blocksize", 1) ** 2
-            r.set(node, node.outputs[0], np.tile(r.new(node.inputs[0]), (1, block, 1, 1)))
+            r.set(node, node.outputs[0], np.tile(r.new(data(node)), (1, block, 1, 1)))
 
 
 class ShapeOf:
@@ -711,7 +662,7 @@ class ShapeOf:
 
     def replay(self, node: ir.Node, r: Replay) -> None:
         """Put the old numbers back where a cut axis is read."""
-        value = node.inputs[0]
+        value = data(node)
         if not r.is_changed(value):
             return
         before, after = r.old_shape(value), r.shape(value)
@@ -723,11 +674,5 @@ class ShapeOf:
             if before[axis] != after[axis]
         )
         if positions:
-            r.edit(
-                Patch(
-                    node,
-                    None,
-                    positions,
-                    tuple(before[position + start] for position in positions),
-                )
-            )
+            numbers = tuple(before[position + start] for position in positions)
+            r.edit(Patch(node, None, positions, numbers))
