@@ -121,15 +121,10 @@ def plan_steps(recipe: Recipe, target: Target) -> tuple[Step, ...]:
                 kind,
                 chosen,
                 _open_variants(kind, target, fixed) if recipe.profile else (),
-                is_optional=bool(open_options) or (adds_structure(kind) and not fixed),
+                is_optional=bool(open_options) or (kind.adds_structure and not fixed),
             )
         )
     return tuple(steps)
-
-
-def adds_structure(kind: type[Pass]) -> bool:
-    """Whether a pass says that it only adds, so that nothing but a measurement can justify it."""
-    return bool(getattr(kind, "adds_structure", kind.name == "align-channels"))
 
 
 def left_out(steps: Sequence[Step]) -> tuple[str, ...]:

@@ -35,6 +35,7 @@ class AlignChannels(Pass):
 
     name = "align-channels"
     exact = True
+    adds_structure = True
     summary: ClassVar[str] = "zero-pad channel counts to a multiple the runtime likes"
 
     def __init__(self, *, multiple: int = 16) -> None:

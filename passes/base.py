@@ -79,10 +79,16 @@ class Pass(abc.ABC):
 
     Options are keyword-only arguments of the constructor and are kept as attributes of the same name. Subclasses
     declare `name` (kebab case), `exact` and the first line of their docstring, which is the help text.
+
+    Attributes:
+        name: kebab case.
+        exact: whether the function of the model stays the same.
+        adds_structure: whether it only ever adds to a model, so that nothing but a measurement can justify it.
     """
 
     name: ClassVar[str]
     exact: ClassVar[bool]
+    adds_structure: ClassVar[bool] = False
 
     def __call__(self, model: ir.Model) -> PassReport:
         """Rewrite `model` in place.
@@ -94,7 +100,9 @@ class Pass(abc.ABC):
         self.requires(model)
         report = self.call(model)
         if report.name != self.name or report.exact != self.exact:
-            msg = f"Pass developer: the report of '{self.name}' carries another name or exactness"
+            msg = (
+                f"Pass developer: the report of '{self.name}' carries another name or exactness"
+            )
             raise PassError(msg)
         self.ensures(model)
         return report

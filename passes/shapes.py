@@ -348,6 +348,11 @@ class Bench:
             settled = len(known)
             for value in known.keys() - before:
                 value.shape = ir.Shape(known[value])
+                node = value.producer()
+                source = node.inputs[0] if node is not None and node.inputs else None
+                if value.type is None and source is not None:
+                    # inference knows no type of what it cannot infer, and would forget the shape
+                    value.type = source.type
 
     def replaced(
         self, value: ir.Value, shape: ir.Shape, numbers: Mapping[str, int]

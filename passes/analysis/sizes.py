@@ -201,6 +201,7 @@ RULES: Final[Mapping[str, Rule]] = {
         ("ReduceMax", "ReduceMean", "ReduceMin", "ReduceProd", "ReduceSum"), reduce_
     ),
     "Cast": same,
+    "GroupNormalization": same,
     "Concat": concat,
     "ConstantOfShape": constant_of_shape,
     "Gather": gather,

@@ -21,6 +21,7 @@ from passes.analysis.axis_rules.row import (
     spread,
 )
 from passes.analysis.compact import Array, varying_axes
+from passes.analysis.edits import SetAttribute
 from passes.analysis.tags import Pin
 from passes.analysis.walk import label
 
@@ -89,19 +90,6 @@ class Along:
             r.set(node, node.outputs[0], r.new(value))
 
 
-class GroupStatistics:
-    """GroupNormalization: statistics over groups of channels; with one channel a group it is an instance norm."""
-
-    def trace(self, node: ir.Node, t: Trace) -> None:
-        """Pin the channels."""
-        tags = t.along(node, t.get(data(node)), 1)
-        t.pin(tags, node, OVER_CHANNELS.format(op=node.op_type), OVER_CHANNELS_ADVICE)
-        t.set(node, node.outputs[0], tags)
-
-    def replay(self, node: ir.Node, r: Replay) -> None:
-        """Nothing that reaches it has changed."""
-
-
 class BatchNormalization:
     """Every channel by itself, with constants a channel: also InstanceNormalization."""
 
@@ -127,6 +115,27 @@ class BatchNormalization:
         for index in range(1, len(node.inputs)):
             r.select(node, index, old, new, old.shape)
         r.set(node, out, spread(new, len(r.old_shape(out))))
+
+
+class GroupStatistics(BatchNormalization):
+    """GroupNormalization: statistics over groups of channels; with one channel a group it is an instance norm."""
+
+    def trace(self, node: ir.Node, t: Trace) -> None:
+        """Pin the channels, unless every one is a group of its own."""
+        value = data(node)
+        if attribute_int(node, "num_groups", 1) == t.shape(value)[1] > 1:
+            super().trace(node, t)
+            return
+        tags = t.along(node, t.get(value), 1)
+        t.pin(tags, node, OVER_CHANNELS.format(op=node.op_type), OVER_CHANNELS_ADVICE)
+        t.set(node, node.outputs[0], tags)
+
+    def replay(self, node: ir.Node, r: Replay) -> None:
+        """Cut the constants, and say how many groups are left."""
+        super().replay(node, r)
+        out = node.outputs[0]
+        if r.is_changed(out):
+            r.edit(SetAttribute(node, "num_groups", r.shape(out)[1]))
 
 
 class Pooling:
