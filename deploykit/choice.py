@@ -1,6 +1,8 @@
 """Which of several forms of a model is handed out: a rule over measured ratios, and nothing else.
 
-1. The *plain* form (exact removal) stands unless it is proven slower than the original.
+1. The *plain* form (exact removal) stands unless it is proven slower than the original. If it is, a form that fills its
+   counts up again, but has fewer parameters than the original all the same, stands on the same terms: it is a removal
+   that leaves a few dead channels in place.
 2. A form that *adds* structure (padding, bias maps, ...) must be proven at least 2 % faster than the best form that is
    there without it; forms that add one thing are decided before forms that add two.
 3. What was chosen must not be proven slower than the original.
@@ -51,13 +53,19 @@ class Choice:
     reason: str
 
 
-def choose(plain: Form, forms: Sequence[Form], ratio_of: RatioOf) -> Choice:
+def choose(
+    plain: Form,
+    forms: Sequence[Form],
+    ratio_of: RatioOf,
+    smaller: Collection[str] = frozenset(),
+) -> Choice:
     """Choose among the original, the plain form and forms that add structure.
 
     Args:
         plain: exact removal, nothing added.
         forms: the others that were measured.
         ratio_of: measured ratios between any two of them, and `ORIGINAL`.
+        smaller: names of the forms that have fewer parameters than the original.
     """
     against_original = ratio_of(plain.name, ORIGINAL)
     if stands(against_original):
@@ -70,6 +78,21 @@ def choose(plain: Form, forms: Sequence[Form], ratio_of: RatioOf) -> Choice:
             ORIGINAL,
             f"'{plain.name}' is slower than the original: {_said(against_original)} of its time",
         )
+        partly = [
+            form
+            for form in forms
+            if form.name in smaller and stands(ratio_of(form.name, ORIGINAL))
+        ]
+        if partly:
+            best = min(
+                partly, key=lambda form: (len(form.added), ratio_of(form.name, ORIGINAL).median)
+            )
+            ratio = ratio_of(best.name, ORIGINAL)
+            current = Choice(
+                best.name,
+                f"'{best.name}' is smaller than the original and stands: {_said(ratio)} of its time, where"
+                f" '{plain.name}' is slower",
+            )
     for level in _levels(forms):
         worth = [form for form in level if adds_enough(ratio_of(form.name, current.name))]
         if worth:
@@ -98,8 +121,9 @@ def shortlist(
     Kept are those that may still turn out to be worth their structure, the fastest first, and of every level the
     fastest, because a form that adds two things has to beat those that add one.
     """
-    reference = plain.name if stands(ratio_of(plain.name, ORIGINAL)) else ORIGINAL
-    hopeful = [form for form in forms if ratio_of(form.name, reference).lo < WORTH]
+    is_plain_fine = stands(ratio_of(plain.name, ORIGINAL))
+    reference, limit = (plain.name, WORTH) if is_plain_fine else (ORIGINAL, 1.0)
+    hopeful = [form for form in forms if ratio_of(form.name, reference).lo < limit]
     hopeful.sort(key=lambda form: ratio_of(form.name, ORIGINAL).median)
     leaders: list[Form] = []
     for form in hopeful:

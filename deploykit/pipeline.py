@@ -434,6 +434,11 @@ def _choose(
     paths = {saved.form.name: saved.path for saved in job.forms}
     plain, *rivals = (saved.form for saved in job.forms)
     measured: list[Measurement] = []
+    smaller = {
+        saved.form.name
+        for saved in job.forms
+        if saved.size.parameters < job.start.size.parameters
+    }
 
     def run(those: Sequence[Form], settings: Settings, stage: str) -> Measurement:
         job.progress(stage, 0.0)
@@ -460,7 +465,7 @@ def _choose(
             job.request.settings,
             f"measuring {len(rivals) + 1} against the original",
         )
-        choice = choose(plain, rivals, final.ratio)
+        choice = choose(plain, rivals, final.ratio, smaller)
         if choice.name == ORIGINAL:
             return choice, tuple(measured)
         if choice.name not in validations:

@@ -59,6 +59,13 @@ def test_structure_is_held_against_the_original_where_removal_was_slower():
     assert choose(PLAIN, [PADDED], ratios({"as is": 1.5, "padded": 0.99})).name == ORIGINAL
 
 
+@pytest.mark.parametrize(("padded", "expected"), [(1.004, "padded"), (1.01, ORIGINAL)])
+def test_a_removal_filled_up_again_stands_if_it_is_still_smaller(padded, expected):
+    ratio_of = ratios({"as is": 1.5, "padded": padded})
+    assert choose(PLAIN, [PADDED], ratio_of, {"padded"}).name == expected
+    assert choose(PLAIN, [PADDED], ratio_of).name == ORIGINAL
+
+
 def test_the_fastest_of_equals_in_structure_wins():
     assert (
         choose(PLAIN, [PADDED, WIDER], ratios({"as is": 0.8, "padded": 0.6, "wider": 0.5})).name
