@@ -171,6 +171,7 @@ class Resize:
         )
         if any(tags.shape[axis] > 1 for axis in scaled):
             t.pin(tags, node, "they lie along an axis that is scaled")
+            tags = np.zeros((1,) * tags.ndim, dtype=np.int64)
         if not varying_axes(tags) and any(t.shape(value)[axis] == 1 for axis in scaled):
             t.pin(tags, node, "a single channel is repeated")
         sizes = input_at(node, 3)
