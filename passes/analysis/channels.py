@@ -118,17 +118,18 @@ def wanted(node: ir.Node, t: Trace, keep: Collection[str]) -> None:
     for value in node.outputs:
         if t.known(value) and (node.name in keep or value.name in keep):
             t.tags.pin(t.get(value), pin)
-    if node in t.sources and any(value is not None and value.name in keep for value in node.inputs):
+    if node in t.sources and any(
+        value is not None and value.name in keep for value in node.inputs
+    ):
         t.tags.pin(t.sources[node], pin)
 
 
 def visit(node: ir.Node, t: Trace) -> None:
     """Let the row of a node write down what it ties."""
-    data = [value for value in node.inputs if value is not None]
-    if not all(t.known(value) for value in (*data, *node.outputs[:1])):
-        UNKNOWN.trace(node, t)
-        return
-    row_of(node).trace(node, t)
+    inputs = [value for value in node.inputs if value is not None]
+    known = all(t.known(value) for value in (*inputs, *node.outputs[:1]))
+    row = row_of(node) if known else UNKNOWN
+    row.trace(node, t)
 
 
 def captured(node: ir.Node, t: Trace) -> None:

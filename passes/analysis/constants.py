@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Final, TypeAlias
 
 import numpy as np
 import onnx_ir as ir
@@ -150,27 +150,13 @@ class _Finder:
 
     def _result_type(self, node: ir.Node) -> ir.DataType:
         """Type of a node's first output, for models that do not declare it."""
-        name = node.op_type
-        if name == "Cast":
-            return ir.DataType(node.attributes.get_int("to", 1))
-        if name in _TRUTHS:
-            return ir.DataType.BOOL
-        if name == "QuantizeLinear":
-            default = node.attributes.get_int("output_dtype", 0) or ir.DataType.UINT8
-            zero = argument(node, 2)
-            return ir.DataType(default) if zero is None else self.type_of(zero)
-        if name == "ConstantOfShape":
-            tensor = node.attributes.get_tensor("value")
-            return ir.DataType.FLOAT if tensor is None else tensor.dtype
-        if name in {"Shape", "Size"}:
-            return ir.DataType.INT64
-        for attribute in node.attributes.values():
-            if attribute.type == ir.AttributeType.GRAPH:
-                # the condition of an If says nothing of what its branches give
-                inner = attribute.as_graph().outputs
-                return inner[0].dtype or ir.DataType.FLOAT if inner else ir.DataType.FLOAT
-        second = {"CastLike", "Conv", "ConvTranspose", "DequantizeLinear", "Where"}
-        return self.type_of(argument(node, 1 if name in second else 0))
+        stated = _stated_type(node)
+        if stated is not None:
+            return stated
+        index = _TYPE_GIVERS.get(node.op_type, 0)
+        if node.op_type == "QuantizeLinear" and argument(node, index) is None:
+            return ir.DataType(node.attributes.get_int("output_dtype", 0) or ir.DataType.UINT8)
+        return self.type_of(argument(node, index))
 
     def _keep(self, output: ir.Value, mask: Array, value: Array) -> None:
         """Bring a fact into its final form, and forget what does not hold at every size."""
@@ -215,6 +201,37 @@ _TRUTHS = frozenset(
         "Xor",
     }
 )
+
+
+_TYPE_GIVERS: Final = {
+    "CastLike": 1,
+    "Conv": 1,
+    "ConvTranspose": 1,
+    "DequantizeLinear": 1,
+    "QuantizeLinear": 2,
+    "Where": 1,
+}
+"""Which input has the type of the first output, where it is not the first."""
+
+
+def _stated_type(node: ir.Node) -> ir.DataType | None:
+    """Type of a node's first output, where the op, its attributes or its subgraphs say it; else None."""
+    name = node.op_type
+    if name in _TRUTHS:
+        return ir.DataType.BOOL
+    if name in {"Shape", "Size"}:
+        return ir.DataType.INT64
+    if name == "Cast":
+        return ir.DataType(node.attributes.get_int("to", 1))
+    if name == "ConstantOfShape":
+        tensor = node.attributes.get_tensor("value")
+        return ir.DataType.FLOAT if tensor is None else tensor.dtype
+    for attribute in node.attributes.values():
+        if attribute.type == ir.AttributeType.GRAPH:
+            # the condition of an If says nothing of what its branches give
+            inner = attribute.as_graph().outputs
+            return inner[0].dtype or ir.DataType.FLOAT if inner else ir.DataType.FLOAT
+    return None
 
 
 def _integer_range(dtype: ir.DataType) -> tuple[float, float]:

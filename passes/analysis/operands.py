@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
-import onnx_ir as ir
 
 from passes import weights
 from passes.analysis.compact import Array
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
 
 __all__ = ["dequantizer", "is_constant", "per_axis", "read"]
 
@@ -16,11 +20,8 @@ def dequantizer(value: ir.Value | None) -> ir.Node | None:
     node = None if value is None else value.producer()
     if node is None or node.op_type != "DequantizeLinear" or node.domain not in {"", "ai.onnx"}:
         return None
-    return (
-        node
-        if all(weights.is_constant(one) for one in node.inputs if one is not None)
-        else None
-    )
+    constant = all(weights.is_constant(one) for one in node.inputs if one is not None)
+    return node if constant else None
 
 
 def is_constant(value: ir.Value | None) -> bool:

@@ -15,19 +15,22 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 import numpy as np
-import onnx_ir as ir
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from passes.analysis.compact import Array
 
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
 __all__ = ["Conflict", "Cover", "Grid", "Pin", "Tags", "origins"]
 
 
-class Conflict(Exception):  # noqa: N818 - not an error of the user's: the planner answers it by keeping the channels
-    """A plan cannot be carried through a node.
+class Conflict(Exception):
+    """A plan cannot be carried through a node. No error of the user's: the planner answers it by keeping channels.
 
     Args:
         tags: the channels concerned.
@@ -144,7 +147,8 @@ class Tags:
         """Say that the channels of `value` are summed up with one another: only zeros are not missed in the sum.
 
         Args:
-            value: the value; pin: the reason for others.
+            value: the value.
+            pin: why a channel that is not zero stays.
             key: as in `coarsen`, of the sums: a sum that goes as a whole asks for nothing.
         """
         self.zero_only.setdefault(value, []).append((pin, key))
@@ -184,7 +188,8 @@ class Tags:
         _, labels = connected_components(links, directed=False)
         first = np.full(int(labels.max()) + 1, self.count)
         np.minimum.at(first, labels, np.arange(self.count))
-        return first[labels]
+        classes: Array = first[labels]
+        return classes
 
 
 def origins(old: Array, new: Array) -> Array:

@@ -13,7 +13,6 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import onnx_ir as ir
 
 from passes import weights
 from passes.analysis import operands
@@ -22,6 +21,8 @@ from passes.analysis.edits import Edit, Patch, Select, SetInput
 from passes.analysis.tags import Conflict, Pin, Tags, origins
 
 if TYPE_CHECKING:
+    import onnx_ir as ir
+
     from passes.shapes import Sizes
 
 __all__ = ["Replay", "Shape", "Trace", "label"]
@@ -242,7 +243,9 @@ class Replay:
     def conflict(self, node: ir.Node, tags: Array, reason: str) -> Conflict:
         """A Conflict over `tags` and all channels that meet in `node`: those that are gone, too."""
         met = [self.old(value) for value in (*node.inputs, *node.outputs) if value is not None]
-        return Conflict(np.concatenate([array.ravel() for array in (tags, *met)]), label(node), reason)
+        return Conflict(
+            np.concatenate([array.ravel() for array in (tags, *met)]), label(node), reason
+        )
 
     def agree(self, node: ir.Node, one: Array, other: Array) -> None:
         """Check that two broadcastable arrays hold the same channels in the same places."""

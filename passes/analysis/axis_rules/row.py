@@ -26,7 +26,10 @@ __all__ = [
 
 
 class Row(Protocol):
-    """How the channels of an op's inputs and outputs are tied."""
+    """How the channels of an op's inputs and outputs are tied.
+
+    A row is only asked about nodes whose inputs, and first output, have known sizes.
+    """
 
     def trace(self, node: ir.Node, t: Trace) -> None:
         """Give the outputs their tags and write down what the node ties."""
