@@ -28,8 +28,13 @@ class ChannelPlan:
         return bool(self.dropped or self.padded)
 
     def __str__(self) -> str:
-        lines = [f"{name}: drop {len(indices)} channels" for name, indices in self.dropped.items()]
-        lines += [f"{name}: pad {sum(counts.values())} channels" for name, counts in self.padded.items()]
+        lines = [
+            f"{name}: drop {len(indices)} channels" for name, indices in self.dropped.items()
+        ]
+        lines += [
+            f"{name}: pad {sum(counts.values())} channels"
+            for name, counts in self.padded.items()
+        ]
         return "\n".join(lines) or "nothing to do"
 
     def to_json(self) -> str:
@@ -45,9 +50,13 @@ class ChannelPlan:
         """
         try:
             document = json.loads(text)
-            dropped = {str(name): tuple(int(i) for i in indices) for name, indices in document["dropped"].items()}
+            dropped = {
+                str(name): tuple(int(i) for i in indices)
+                for name, indices in document["dropped"].items()
+            }
             padded = {
-                str(name): {int(i): int(n) for i, n in counts.items()} for name, counts in document["padded"].items()
+                str(name): {int(i): int(n) for i, n in counts.items()}
+                for name, counts in document["padded"].items()
             }
         except (KeyError, TypeError, AttributeError) as error:
             msg = "not a channel plan: a JSON object with 'dropped' and 'padded' is wanted"

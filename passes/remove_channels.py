@@ -71,9 +71,16 @@ class RemoveChannels(Pass):
                 msg = f"mask '{name}' has shape {tuple(mask.shape)}, its weight {shape}. Give a mask of the weight's shape."
                 raise PlanMismatch(msg)
             if not np.isin(mask, (0, 1)).all():
-                msg = f"mask '{name}' holds numbers other than 0 and 1. Give a bool or 0/1 mask."
+                msg = (
+                    f"mask '{name}' holds numbers other than 0 and 1. Give a bool or 0/1 mask."
+                )
                 raise CouplingConflict(msg)
-        names = {value.name for node in model.graph for value in (*node.inputs, *node.outputs) if value is not None}
+        names = {
+            value.name
+            for node in model.graph
+            for value in (*node.inputs, *node.outputs)
+            if value is not None
+        }
         names |= {node.name for node in model.graph}
         for name in self.keep:
             if name not in names:
@@ -85,8 +92,7 @@ class RemoveChannels(Pass):
         masked = self.apply_masks(model)
         changes: list[Change] = []
         removal = self.remove(model, changes)
-        while removal.plan and removal.untied:
-            # uses of one weight that went apart are free to lose different channels
+        while removal.plan and removal.unsure:
             removal = self.remove(model, changes)
         return PassReport(
             self.name,
@@ -111,7 +117,9 @@ class RemoveChannels(Pass):
             value = model.graph.initializers[name]
             old = weights.constant(value)
             if old is not None and (old[~mask.astype(bool)] != 0).any():
-                weights.set_tensor(value, np.where(mask.astype(bool), old, np.zeros((), dtype=old.dtype)))
+                weights.set_tensor(
+                    value, np.where(mask.astype(bool), old, np.zeros((), dtype=old.dtype))
+                )
                 changed = True
         return changed
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import itertools
+from collections.abc import Collection, Iterable, Mapping
 
 import numpy as np
 import onnx_ir as ir
@@ -25,7 +26,9 @@ from passes.errors import UnsupportedGraph
 __all__ = ["operate"]
 
 
-def operate(model: ir.Model, edits: Iterable[Edit], shapes: Mapping[ir.Value, tuple[int, ...]]) -> None:
+def operate(
+    model: ir.Model, edits: Iterable[Edit], shapes: Mapping[ir.Value, tuple[int, ...]]
+) -> None:
     """Change `model` in place.
 
     Args:
@@ -61,7 +64,10 @@ def operate(model: ir.Model, edits: Iterable[Edit], shapes: Mapping[ir.Value, tu
     for value, sizes in shapes.items():
         if value.shape is not None and len(value.shape) == len(sizes):
             old = list(value.shape)
-            known = [size if isinstance(before, int) else before for before, size in zip(old, sizes, strict=True)]
+            known = [
+                size if isinstance(before, int) else before
+                for before, size in zip(old, sizes, strict=True)
+            ]
             value.shape = ir.Shape(known)
 
 
@@ -128,7 +134,9 @@ def select(edits: list[Select]) -> None:
         alike: dict[bytes, list[Select]] = {}
         for edit in uses:
             alike.setdefault(fingerprint(edit), []).append(edit)
-        whole = len(alike) == 1 and len(uses) == len(value.uses()) and not value.is_graph_output()
+        whole = (
+            len(alike) == 1 and len(uses) == len(value.uses()) and not value.is_graph_output()
+        )
         copies: dict[bytes, ir.Value] = {}
         for same in alike.values():
             if node is not None:
@@ -153,7 +161,9 @@ def cut(array: Array, edit: Select, zero: Array | int) -> Array:
     """The part of an array that a Select wants, with `zero` where it wants padding."""
     new = np.ascontiguousarray(take(array, edit.picks))
     if edit.zero is not None:
-        new = np.where(np.broadcast_to(edit.zero, new.shape), np.asarray(zero, dtype=new.dtype), new)
+        new = np.where(
+            np.broadcast_to(edit.zero, new.shape), np.asarray(zero, dtype=new.dtype), new
+        )
     return new
 
 
@@ -181,7 +191,11 @@ def select_quantized(node: ir.Node, uses: list[Select], *, whole: bool) -> None:
     if len(parameters) > 2 and parameters[2] is not None:
         point = parameters[2]
         line = [-1 if other == axis else 1 for other in range(data.ndim)]
-        zero = point if axis is None else take(np.broadcast_to(point.reshape(line), data.shape), edit.picks)
+        zero = (
+            point
+            if axis is None
+            else take(np.broadcast_to(point.reshape(line), data.shape), edit.picks)
+        )
     replace(node, 0, cut(data, edit, zero))
     if axis is None:
         return
@@ -196,7 +210,10 @@ def select_quantized(node: ir.Node, uses: list[Select], *, whole: bool) -> None:
 
 def fingerprint(edit: Select) -> bytes:
     """Bytes that are equal for Selects that want the same."""
-    parts = [b"-" if pick is None else str(pick.shape).encode() + pick.tobytes() for pick in edit.picks]
+    parts = [
+        b"-" if pick is None else str(pick.shape).encode() + pick.tobytes()
+        for pick in edit.picks
+    ]
     if edit.zero is not None:
         parts.append(str(edit.zero.shape).encode() + edit.zero.tobytes())
     return b"|".join(parts)
@@ -239,9 +256,16 @@ def added_behind(node: ir.Node, amount: Array) -> bool:
         return False
     index = 1 - readers[0].idx
     old = weights.constant(adder.inputs[index])
-    if old is None or old.size != amount.size or old.shape[-1:] != amount.shape[-1:] or old.ndim > amount.ndim:
+    if (
+        old is None
+        or old.size != amount.size
+        or old.shape[-1:] != amount.shape[-1:]
+        or old.ndim > amount.ndim
+    ):
         return False
-    replace(adder, index, (old.astype(np.float64) + amount.reshape(old.shape)).astype(old.dtype))
+    replace(
+        adder, index, (old.astype(np.float64) + amount.reshape(old.shape)).astype(old.dtype)
+    )
     return True
 
 
@@ -262,14 +286,20 @@ def add_behind(node: ir.Node, amount: Array) -> None:
     adder = ir.node("Add", [out, constant], name=f"{node.name or out.name}_constant")
     total = adder.outputs[0]
     total.type, total.shape = out.type, out.shape.copy() if out.shape is not None else None
-    name = out.name
+    name, taken = out.name, weights.value_names(graph)
     ir.convenience.replace_all_uses_with(out, total, replace_graph_outputs=True)
     adder.replace_input_with(0, out)
     if total.is_graph_output():
-        out.name, total.name = f"{name}_before_constant", name
+        out.name, total.name = untaken(f"{name}_before_constant", taken), name
     else:
-        total.name = f"{name}_with_constant"
+        total.name = untaken(f"{name}_with_constant", taken)
     graph.insert_after(node, [adder])
+
+
+def untaken(name: str, taken: Collection[str | None]) -> str:
+    """A name, with a number added where it is taken."""
+    numbered = (f"{name}_{number}" for number in itertools.count(1))
+    return next(one for one in itertools.chain([name], numbered) if one not in taken)
 
 
 def patch(edit: Patch) -> None:
@@ -281,8 +311,12 @@ def patch(edit: Patch) -> None:
     value = node.outputs[0] if edit.index is None else node.inputs[edit.index]
     if value is None:
         return
-    where = weights.new_initializer(graph, f"{value.name}_positions", np.asarray(edit.positions, dtype=np.int64))
-    numbers = weights.new_initializer(graph, f"{value.name}_numbers", np.asarray(edit.values, dtype=np.int64))
+    where = weights.new_initializer(
+        graph, f"{value.name}_positions", np.asarray(edit.positions, dtype=np.int64)
+    )
+    numbers = weights.new_initializer(
+        graph, f"{value.name}_numbers", np.asarray(edit.values, dtype=np.int64)
+    )
     writer = ir.node("ScatterElements", [value, where, numbers], attributes={"axis": 0})
     written = writer.outputs[0]
     written.name = f"{value.name}_resized_for_{node.name or node.outputs[0].name}"
@@ -307,9 +341,15 @@ def split(node: ir.Node, sizes: tuple[int, ...]) -> None:
         return
     node.attributes.pop("num_outputs", None)
     array = np.asarray(sizes, dtype=np.int64)
-    if len(node.inputs) > 1 and node.inputs[1] is not None and weights.is_constant(node.inputs[1]):
+    if (
+        len(node.inputs) > 1
+        and node.inputs[1] is not None
+        and weights.is_constant(node.inputs[1])
+    ):
         replace(node, 1, array)
         return
     if len(node.inputs) < 2:
         node.resize_inputs(2)
-    node.replace_input_with(1, weights.new_initializer(graph, f"{node.outputs[0].name}_sizes", array))
+    node.replace_input_with(
+        1, weights.new_initializer(graph, f"{node.outputs[0].name}_sizes", array)
+    )

@@ -68,10 +68,18 @@ def plan_alignment(channels: ChannelMap, *, multiple: int) -> Alignment:
             replay = channels.replay(np.zeros(roots.size, dtype=bool), pads)
         except Conflict as conflict:
             mine = {int(root) for root in roots[conflict.tags]}
-            new = [cell for cell in cells if int(cell[-1]) in by_class and mine & {int(root) for root in cell}]
+            new = [
+                cell
+                for cell in cells
+                if int(cell[-1]) in by_class and mine & {int(root) for root in cell}
+            ]
             if not new:
                 raise
-            pin = Pin(conflict.subject, f"'{conflict.subject}' cannot follow: {conflict.reason}", "keep the count")
+            pin = Pin(
+                conflict.subject,
+                f"'{conflict.subject}' cannot follow: {conflict.reason}",
+                "keep the count",
+            )
             for cell in new:
                 refused.setdefault(int(cell[-1]), pin)
             continue
@@ -84,12 +92,22 @@ def plan_alignment(channels: ChannelMap, *, multiple: int) -> Alignment:
         if added:
             padded[node.outputs[0].name or ""] = added
             what = "output channels, zero channels added"
-            changes.append(Change(weight_of(channels, node), what, line.size, line.size + sum(added.values())))
+            changes.append(
+                Change(
+                    weight_of(channels, node), what, line.size, line.size + sum(added.values())
+                )
+            )
         elif line.size % multiple and node.op_type in CONVOLUTIONS:
-            reason = next((refused[int(root)] for root in roots[line] if int(root) in refused), None)
+            reason = next(
+                (refused[int(root)] for root in roots[line] if int(root) in refused), None
+            )
             if reason is not None:
                 skips.append(
-                    Skip(f"{weight_of(channels, node)}: {line.size} channels", reason.reason, reason.advice)
+                    Skip(
+                        f"{weight_of(channels, node)}: {line.size} channels",
+                        reason.reason,
+                        reason.advice,
+                    )
                 )
     return Alignment(ChannelPlan(padded=padded), replay, tuple(changes), tuple(skips))
 

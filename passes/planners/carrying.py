@@ -216,7 +216,9 @@ def absorb_uniform(channels: ChannelMap, reader: Reader, dropped: Array) -> Arra
     return contracted(channels, reader, table, dropped)
 
 
-def convolved(channels: ChannelMap, reader: Reader, table: Array, dropped: Array) -> Array | None:
+def convolved(
+    channels: ChannelMap, reader: Reader, table: Array, dropped: Array
+) -> Array | None:
     """The sums that a convolution makes of constant channels, `(1, outputs, *space)`."""
     node = reader.node
     value, out = node.inputs[0], node.outputs[0]
@@ -235,16 +237,22 @@ def convolved(channels: ChannelMap, reader: Reader, table: Array, dropped: Array
         made = kernel.shape[0]
         first = 0 if reader.rows is None else reader.rows[1]
     unsure = [a or b for a, b in zip(sizes.symbolic[value], sizes.symbolic[out], strict=True)]
-    window = find_window(node, kernel.shape[2:], sizes.shape[value][2:], sizes.shape[out][2:], unsure[2:])
+    window = find_window(
+        node, kernel.shape[2:], sizes.shape[value][2:], sizes.shape[out][2:], unsure[2:]
+    )
     sums = slide(kernel.astype(np.float64), reader.constants[dropped][None], window)
-    if sums is None or any(size > 1 and free for size, free in zip(sums.shape[1:], unsure[2:], strict=True)):
+    if sums is None or any(
+        size > 1 and free for size, free in zip(sums.shape[1:], unsure[2:], strict=True)
+    ):
         return None
     whole = np.zeros((1, sizes.shape[out][1], *sums.shape[1:]))
     whole[0, first : first + made] = sums
     return whole
 
 
-def contracted(channels: ChannelMap, reader: Reader, table: Array, dropped: Array) -> Array | None:
+def contracted(
+    channels: ChannelMap, reader: Reader, table: Array, dropped: Array
+) -> Array | None:
     """The sums that a matrix product makes of constant channels, compact over the output's axes."""
     node, noted = reader.node, channels.trace.notes[reader.node]
     names, weight = noted.names, noted.weight
@@ -253,11 +261,16 @@ def contracted(channels: ChannelMap, reader: Reader, table: Array, dropped: Arra
         c for c in names.contracted if dict(zip(mine, table.shape, strict=True))[c] > 1
     )
     rest = "".join(c for c in axes if c not in lines)
-    numbers = np.where(dropped.reshape([-1] + [1] * (reader.constants.ndim - 1)), reader.constants, 0.0)
+    numbers = np.where(
+        dropped.reshape([-1] + [1] * (reader.constants.ndim - 1)), reader.constants, 0.0
+    )
     values = numbers.reshape(noted.incoming.shape + reader.constants.shape[1:])
     terms = f"{lines}{rest},{mine}->{names.result}"
     sizes = dict(zip(mine, table.shape, strict=True))
-    full = [sizes[c] if c in sizes and c not in lines else size for c, size in zip(lines + rest, values.shape, strict=True)]
+    full = [
+        sizes[c] if c in sizes and c not in lines else size
+        for c, size in zip(lines + rest, values.shape, strict=True)
+    ]
     result: Array = np.einsum(terms, np.broadcast_to(values, full), table.astype(np.float64))
     if node.op_type == "Gemm":
         alpha = node.attributes.get("alpha")
@@ -267,13 +280,20 @@ def contracted(channels: ChannelMap, reader: Reader, table: Array, dropped: Arra
 
 def into_bias(node: ir.Node, amount: Array) -> tuple[int | None, float]:
     """Which bias input can hold an amount over the output's axes, and by what the amount must be divided."""
-    if node.op_type in {"Conv", "ConvTranspose"} and all(size == 1 for size in amount.shape[2:]):
+    if node.op_type in {"Conv", "ConvTranspose"} and all(
+        size == 1 for size in amount.shape[2:]
+    ):
         return 2, 1.0
     if node.op_type == "Gemm" and amount.shape[0] == 1:
         bias = input_at(node, 2)
         beta = node.attributes.get("beta")
         factor = 1.0 if beta is None else beta.as_float()
-        if bias is None or (bias.shape is not None and len(bias.shape) == 1 and factor != 0 and bias.shape[0] != 1):
+        if bias is None or (
+            bias.shape is not None
+            and len(bias.shape) == 1
+            and factor != 0
+            and bias.shape[0] != 1
+        ):
             return 2, factor if factor != 0 else 1.0
     return None, 1.0
 
@@ -305,7 +325,9 @@ class Carrying:
         self.readers = list(readers(channels))
         self.worth = np.zeros(channels.roots.size)
         for reader in self.readers:
-            sizes = np.where(reader.mask, np.abs(reader.constants.reshape(reader.mask.size, -1)[:, 0]), 0.0)
+            sizes = np.where(
+                reader.mask, np.abs(reader.constants.reshape(reader.mask.size, -1)[:, 0]), 0.0
+            )
             np.maximum.at(self.worth, reader.classes, sizes / max(sizes.max(), 1e-300))
 
     def wanted(self, stay: Array) -> tuple[Array, Pin] | None:
@@ -317,12 +339,16 @@ class Carrying:
                 continue
             if not reader.exact:
                 reason = f"'{label(reader.node)}' would need its constant, which its quantized numbers cannot hold"
-                return reader.classes[gone], Pin(label(reader.node), reason, "quantize after removing channels")
+                return reader.classes[gone], Pin(
+                    label(reader.node), reason, "quantize after removing channels"
+                )
             if self.mapped(reader, gone) or self.carrier(reader, stay, gone) is not None:
                 continue
             if not reader.uniform:
                 reason = f"'{label(reader.node)}' would need its pattern over space, at sizes that are not static"
-                return reader.classes[gone], Pin(label(reader.node), reason, "fix the input's size")
+                return reader.classes[gone], Pin(
+                    label(reader.node), reason, "fix the input's size"
+                )
             best.append((reader, gone))
         if not best:
             return None
@@ -350,9 +376,15 @@ class Carrying:
         if value is None or table is None:
             return False
         sizes = self.channels.sizes
-        unsure = [a or b for a, b in zip(sizes.symbolic[value], sizes.symbolic[out], strict=True)]
+        unsure = [
+            a or b for a, b in zip(sizes.symbolic[value], sizes.symbolic[out], strict=True)
+        ]
         window = find_window(
-            node, sizes.shape[table][2:], sizes.shape[value][2:], sizes.shape[out][2:], unsure[2:]
+            node,
+            sizes.shape[table][2:],
+            sizes.shape[value][2:],
+            sizes.shape[out][2:],
+            unsure[2:],
         )
         flat = reader.constants[gone]
         return all(
@@ -374,7 +406,9 @@ class Carrying:
         able = there & (sizes >= SMALLEST_SHARE * sizes[gone].max())
         return int(np.argmax(np.where(able, sizes, -1.0))) if able.any() else None
 
-    def edits(self, stay: Array, r: Replay) -> tuple[list[Merge], list[Accumulate], dict[int, tuple[str, int]]]:
+    def edits(
+        self, stay: Array, r: Replay
+    ) -> tuple[list[Merge], list[Accumulate], dict[int, tuple[str, int]]]:
         """Everything that has to be changed so that the channels that go are not missed.
 
         Returns:
@@ -396,7 +430,15 @@ class Carrying:
                 sizes = reader.constants.reshape(reader.mask.size, -1)[:, 0]
                 into = tuple(int(index[place]) for index in reader.indices)
                 merges.append(
-                    Merge(reader.node, reader.weight, reader.axes, into, sources, sizes[gone] / sizes[place], reader.rows)
+                    Merge(
+                        reader.node,
+                        reader.weight,
+                        reader.axes,
+                        into,
+                        sources,
+                        sizes[gone] / sizes[place],
+                        reader.rows,
+                    )
                 )
                 root = int(reader.classes[place])
                 name, count = carriers.get(root, (label(reader.node), 0))
@@ -407,7 +449,11 @@ class Carrying:
                 continue
             so_far = amounts.get(reader.node)
             amounts[reader.node] = amount if so_far is None else so_far + amount
-        added = [add for node, amount in amounts.items() if (add := self.accumulate(node, amount, r)) is not None]
+        added = [
+            add
+            for node, amount in amounts.items()
+            if (add := self.accumulate(node, amount, r)) is not None
+        ]
         return merges, added, carriers
 
     def accumulate(self, node: ir.Node, amount: Array, r: Replay) -> Accumulate | None:
@@ -416,17 +462,24 @@ class Carrying:
         old, new = r.old(out), r.new(out)
         axes = [axis for axis in range(old.ndim) if old.shape[axis] > 1]
         if axes and (old.shape != new.shape or (old != new).any()):
-            sizes = [self.channels.sizes.shape[out][axis] if axis in axes else amount.shape[axis] for axis in range(amount.ndim)]
+            sizes = [
+                self.channels.sizes.shape[out][axis] if axis in axes else amount.shape[axis]
+                for axis in range(amount.ndim)
+            ]
             amount = np.broadcast_to(amount, sizes)
             where = np.unravel_index(r.origins(node, old, new), old.shape)
             index = tuple(
-                where[axis] if axis in axes else np.arange(amount.shape[axis]).reshape(
+                where[axis]
+                if axis in axes
+                else np.arange(amount.shape[axis]).reshape(
                     [-1 if other == axis else 1 for other in range(amount.ndim)]
                 )
                 for axis in range(amount.ndim)
             )
             amount = np.where(new < 0, 0.0, amount[index])
-        amount = shrunk(amount, {*axes, 1 if node.op_type in {"Conv", "ConvTranspose"} else old.ndim - 1})
+        amount = shrunk(
+            amount, {*axes, 1 if node.op_type in {"Conv", "ConvTranspose"} else old.ndim - 1}
+        )
         into, factor = into_bias(node, amount)
         return Accumulate(node, amount / factor, into) if amount.any() else None
 

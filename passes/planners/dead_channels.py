@@ -16,6 +16,7 @@ import numpy as np
 from passes import weights
 from passes.analysis import operands
 from passes.analysis.axis_rules.contraction import Weighted
+from passes.analysis.axis_rules.row import data
 from passes.analysis.tags import Conflict, Pin
 from passes.analysis.walk import Replay, label
 from passes.base import Change, Skip
@@ -46,7 +47,8 @@ class Removal:
         replay: the walk that proved it.
         changes: what it does, in words.
         skips: what stays, and why.
-        untied: whether uses of one weight go apart, so that they could lose more on their own.
+        unsure: whether another look could find more: uses of one weight went apart, or channels stayed because a tensor
+            would have been empty or a node could not follow, where a smaller set might have done.
     """
 
     plan: ChannelPlan
@@ -54,7 +56,7 @@ class Removal:
     replay: Replay
     changes: tuple[Change, ...]
     skips: tuple[Skip, ...]
-    untied: bool
+    unsure: bool
 
 
 def plan_removal(channels: ChannelMap, *, carry: Carry = "carrier") -> Removal:
@@ -84,7 +86,11 @@ def plan_removal(channels: ChannelMap, *, carry: Carry = "carrier") -> Removal:
             new = [int(root) for root in classes if not settlement.stay[root]]
             if not new:
                 raise
-            pin = Pin(conflict.subject, f"'{conflict.subject}' cannot follow: {conflict.reason}", "keep them")
+            pin = Pin(
+                conflict.subject,
+                f"'{conflict.subject}' cannot follow: {conflict.reason}",
+                "keep them",
+            )
             held.update(dict.fromkeys(new, pin))
             continue
         break
@@ -103,7 +109,9 @@ def plan_removal(channels: ChannelMap, *, carry: Carry = "carrier") -> Removal:
         replay,
         tuple(describe(channels, drop, carriers, amounts)),
         tuple(explain(channels, settlement.stay, reasons)),
-        any(len(value.uses()) > 1 for merge in merges if (value := merge.node.inputs[merge.index]) is not None),
+        bool(held)
+        or settlement.had_empty
+        or any(len(data(merge.node, merge.index).uses()) > 1 for merge in merges),
     )
 
 
@@ -168,7 +176,11 @@ def reason_at(channels: ChannelMap, value: ir.Value) -> Pin:
     name = value.name or ""
     if node is not None and any(channels.sizes.symbolic.get(value, ())[2:]):
         source = node.inputs[0] if node.inputs else None
-        if source is not None and channels.values.constants.get(source) is not None and node not in channels.trace.sources:
+        if (
+            source is not None
+            and channels.values.constants.get(source) is not None
+            and node not in channels.trace.sources
+        ):
             return Pin(
                 label(node),
                 f"'{label(node)}' makes a pattern over space of its constant, at sizes that are not static",
@@ -184,7 +196,13 @@ def reason_at(channels: ChannelMap, value: ir.Value) -> Pin:
 def weight_of(channels: ChannelMap, node: ir.Node) -> str:
     """The name under which the user knows the channels that a node makes."""
     noted = channels.trace.notes.get(node)
-    index = noted.weight if isinstance(noted, Weighted) else 1 if node.op_type in {"Conv", "ConvTranspose"} else 0
+    index = (
+        noted.weight
+        if isinstance(noted, Weighted)
+        else 1
+        if node.op_type in {"Conv", "ConvTranspose"}
+        else 0
+    )
     value = node.inputs[index] if index < len(node.inputs) else None
     dequantizer = operands.dequantizer(value)
     value = value if dequantizer is None else dequantizer.inputs[0]
@@ -201,7 +219,9 @@ def describe(
     for node, made in channels.trace.sources.items():
         gone = int(drop[made].sum())
         if gone:
-            yield Change(weight_of(channels, node), "output channels", made.size, made.size - gone)
+            yield Change(
+                weight_of(channels, node), "output channels", made.size, made.size - gone
+            )
     for reader, count in carriers.values():
         yield Change(reader, "dead input channels taken over by a carrier", count, 1)
     for add in amounts:
@@ -228,7 +248,9 @@ def explain(channels: ChannelMap, stay: Array, reasons: dict[int, Pin]) -> Itera
             yield Skip(weight_of(channels, node), pin.reason, pin.advice)
 
 
-UNTAGGED = Pin("", "they belong to data that comes in from outside, and cannot be cut", "keep them")
+UNTAGGED = Pin(
+    "", "they belong to data that comes in from outside, and cannot be cut", "keep them"
+)
 
 
 def dead_sources(channels: ChannelMap) -> Iterator[tuple[ir.Node, list[int]]]:
@@ -250,4 +272,6 @@ def dead_sources(channels: ChannelMap) -> Iterator[tuple[ir.Node, list[int]]]:
 def listed(indices: list[int]) -> str:
     """Indices for a message, all if they are few."""
     shown = ", ".join(str(index) for index in indices[:MOST_LISTED])
-    return f"[{shown}]" if len(indices) <= MOST_LISTED else f"[{shown}, ... {len(indices)} in all]"
+    return (
+        f"[{shown}]" if len(indices) <= MOST_LISTED else f"[{shown}, ... {len(indices)} in all]"
+    )

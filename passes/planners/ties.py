@@ -28,6 +28,7 @@ class Settlement:
     Attributes:
         stay: bool, shape `(tags,)`, by class; grows.
         why: class -> why it stays although it wanted to go.
+        had_empty: whether a tensor would have been empty.
     """
 
     def __init__(
@@ -41,11 +42,16 @@ class Settlement:
         self.stay = stay
         self.worth = worth
         self.why: dict[int, Pin] = {}
+        self.had_empty = False
         roots, tags = channels.roots, channels.trace.tags
         self.grids = [
-            (roots[grid.tags], None if grid.partner is None else roots[grid.partner], grid) for grid in tags.grids
+            (roots[grid.tags], None if grid.partner is None else roots[grid.partner], grid)
+            for grid in tags.grids
         ]
-        self.covers = [(int(roots[cover.coarse]), np.unique(roots[cover.fine]), cover) for cover in tags.covers]
+        self.covers = [
+            (int(roots[cover.coarse]), np.unique(roots[cover.fine]), cover)
+            for cover in tags.covers
+        ]
         self.tensors: dict[bytes, tuple[Array, str]] = {}
         for value, found in tags.of.items():
             classes = np.unique(roots[found])
@@ -65,6 +71,7 @@ class Settlement:
         while before != (before := int(self.stay.sum())):
             for classes, name in self.tensors.values():
                 if not self.stay[classes].any():
+                    self.had_empty = True
                     pin = Pin(
                         name,
                         f"every channel of '{name}' could go, and a tensor cannot be empty: one stays",
@@ -72,7 +79,11 @@ class Settlement:
                     )
                     self.keep(classes[[np.argmax(self.worth[classes])]], pin)
             for rows, partner, grid in self.grids:
-                self.settle_grid(rows, partner, Pin(grid.subject, surplus(grid.subject, grid.what), SURPLUS_ADVICE))
+                self.settle_grid(
+                    rows,
+                    partner,
+                    Pin(grid.subject, surplus(grid.subject, grid.what), SURPLUS_ADVICE),
+                )
             for first, other, pin in self.bonds:
                 if self.stay[first]:
                     self.keep(np.asarray([other]), pin)
@@ -80,7 +91,10 @@ class Settlement:
                 lives = self.stay[fine].any()
                 if lives and not self.stay[coarse]:
                     reason = f"'{cover.subject}' still uses part of what it stands for"
-                    self.keep(np.asarray([coarse]), Pin(cover.subject, reason, "remove all of its channels"))
+                    self.keep(
+                        np.asarray([coarse]),
+                        Pin(cover.subject, reason, "remove all of its channels"),
+                    )
                 elif self.stay[coarse] and not lives:
                     reason = f"'{cover.subject}' still needs one of them"
                     best = fine[[np.argmax(self.worth[fine])]]
