@@ -245,6 +245,19 @@ class Bench:
             for value in node.outputs
             if value.shape is not None
         }
+        # what inference finds inside of subgraphs, and for their nodes, holds for one set of stand-ins only
+        self.found_inside = [
+            (value, value.shape)
+            for node in self.graph
+            if keeps_declared(node)
+            for value in node.outputs
+            if value.shape is None
+        ] + [
+            (value, value.shape)
+            for inner in self.graph.subgraphs()
+            for node in inner
+            for value in node.outputs
+        ]
         self.inputs = [
             (value, value.shape)
             for value in self.graph.inputs
@@ -327,6 +340,8 @@ class Bench:
         for value in self.graph.outputs:
             if value.producer() is not None:
                 value.shape = None
+        for value, declared in self.found_inside:
+            value.shape = declared
         for value, shape in self.inputs:
             value.shape = self.replaced(value, shape, numbers)
         for value, shape in self.declared.items():
