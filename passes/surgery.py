@@ -38,10 +38,27 @@ def operate(
     """
     edits = list(edits)
     read = [value for value in model.graph.initializers.values() if value.uses()]
+    # merges are made for the old sizes, everything else for the new ones
     for edit in edits:
         if isinstance(edit, Merge):
             merge(edit)
     select([edit for edit in edits if isinstance(edit, Select)])
+    carry_out(edits)
+    for value in read:
+        if not value.uses() and not value.is_graph_output() and not value.is_graph_input():
+            del model.graph.initializers[value.name or ""]
+    for value, sizes in shapes.items():
+        if value.shape is not None and len(value.shape) == len(sizes):
+            value.shape = ir.Shape(
+                [
+                    size if isinstance(before, int) else before
+                    for before, size in zip(value.shape, sizes, strict=True)
+                ]
+            )
+
+
+def carry_out(edits: Iterable[Edit]) -> None:
+    """Do whatever neither merges nor cuts weights."""
     for edit in edits:
         match edit:
             case Accumulate():
@@ -56,30 +73,22 @@ def operate(
                 node.attributes[name] = ir.AttrInt64s(name, numbers)
             case SplitBySizes(node, sizes):
                 split(node, sizes)
-            case _:
+            case Merge() | Select():
                 pass
-    for value in read:
-        if not value.uses() and not value.is_graph_output() and not value.is_graph_input():
-            del model.graph.initializers[value.name or ""]
-    for value, sizes in shapes.items():
-        if value.shape is not None and len(value.shape) == len(sizes):
-            old = list(value.shape)
-            known = [
-                size if isinstance(before, int) else before
-                for before, size in zip(old, sizes, strict=True)
-            ]
-            value.shape = ir.Shape(known)
 
 
 def replace(node: ir.Node, index: int, array: Array) -> None:
     """Give one use of a constant new data; the tensor itself, if nobody else reads it."""
     value = node.inputs[index]
-    if value is None or value.graph is None:
-        pass
-    elif len(value.uses()) == 1 and value.is_initializer() and not value.is_graph_output():
+    if (
+        value is not None
+        and len(value.uses()) == 1
+        and value.is_initializer()
+        and not value.is_graph_output()
+    ):
         weights.set_tensor(value, array)
-        return
-    weights.copy_for(node, index, array)
+    else:
+        weights.copy_for(node, index, array)
 
 
 def merge(edit: Merge) -> None:
@@ -178,7 +187,8 @@ def select_quantized(node: ir.Node, uses: list[Select], *, whole: bool) -> None:
             list(node.attributes.values()),
             name=f"{node.name}_{edit.node.name}",
         )
-        edit.node.prepend(copy) if edit.node.graph is not None else None
+        if edit.node.graph is not None:
+            edit.node.prepend(copy)
         for use in uses:
             use.node.replace_input_with(use.index, copy.outputs[0])
         node = copy
@@ -232,10 +242,9 @@ def accumulate(edit: Accumulate) -> None:
     if bias is None:
         if edit.into >= len(node.inputs):
             node.resize_inputs(edit.into + 1)
-        graph = node.graph
-        if not isinstance(graph, ir.Graph):
-            raise UnsupportedGraph(node.name or "", "it is not part of a graph")
-        fresh = weights.new_initializer(graph, f"{out.name}_bias", vector.astype(dtype))
+        fresh = weights.new_initializer(
+            graph_of(node), f"{out.name}_bias", vector.astype(dtype)
+        )
         node.replace_input_with(edit.into, fresh)
         return
     old = weights.constant(bias)
@@ -269,6 +278,17 @@ def added_behind(node: ir.Node, amount: Array) -> bool:
     return True
 
 
+def graph_of(node: ir.Node) -> ir.Graph:
+    """The graph that a node stands in.
+
+    Raises:
+        UnsupportedGraph: it stands in none.
+    """
+    if not isinstance(node.graph, ir.Graph):
+        raise UnsupportedGraph(node.name or node.op_type, "it is not part of a graph")
+    return node.graph
+
+
 def kind(node: ir.Node) -> np.dtype[np.generic]:
     """The numpy dtype that a node computes in."""
     for value in (*node.outputs, *node.inputs):
@@ -279,9 +299,7 @@ def kind(node: ir.Node) -> np.dtype[np.generic]:
 
 def add_behind(node: ir.Node, amount: Array) -> None:
     """Put an Add of a constant behind a node; who read the node now reads the sum."""
-    graph, out = node.graph, node.outputs[0]
-    if not isinstance(graph, ir.Graph):
-        raise UnsupportedGraph(node.name or "", "it is not part of a graph")
+    graph, out = graph_of(node), node.outputs[0]
     constant = weights.new_initializer(graph, f"{out.name}_constant", amount)
     adder = ir.node("Add", [out, constant], name=f"{node.name or out.name}_constant")
     total = adder.outputs[0]
@@ -305,9 +323,7 @@ def untaken(name: str, taken: Collection[str | None]) -> str:
 def patch(edit: Patch) -> None:
     """Overwrite elements of a vector that is computed at run time."""
     node = edit.node
-    graph = node.graph
-    if not isinstance(graph, ir.Graph):
-        raise UnsupportedGraph(node.name or "", "it is not part of a graph")
+    graph = graph_of(node)
     value = node.outputs[0] if edit.index is None else node.inputs[edit.index]
     if value is None:
         return
@@ -333,19 +349,13 @@ def patch(edit: Patch) -> None:
 
 def split(node: ir.Node, sizes: tuple[int, ...]) -> None:
     """Say the part sizes of a Split."""
-    graph = node.graph
-    if not isinstance(graph, ir.Graph):
-        raise UnsupportedGraph(node.name or "", "it is not part of a graph")
+    graph = graph_of(node)
     if graph.opset_imports.get("", 13) < 13:
         node.attributes["split"] = ir.AttrInt64s("split", sizes)
         return
     node.attributes.pop("num_outputs", None)
     array = np.asarray(sizes, dtype=np.int64)
-    if (
-        len(node.inputs) > 1
-        and node.inputs[1] is not None
-        and weights.is_constant(node.inputs[1])
-    ):
+    if len(node.inputs) > 1 and weights.is_constant(node.inputs[1]):
         replace(node, 1, array)
         return
     if len(node.inputs) < 2:

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from passes.analysis.axis_rules.convolution import CONVOLUTIONS
 from passes.analysis.tags import Conflict, Pin
-from passes.analysis.walk import Replay, label
+from passes.analysis.walk import Replay
 from passes.base import Change, Skip
 from passes.planners.dead_channels import weight_of
 from passes.plans import ChannelPlan
@@ -24,8 +25,6 @@ if TYPE_CHECKING:
     from passes.analysis.compact import Array
 
 __all__ = ["Alignment", "plan_alignment"]
-
-CONVOLUTIONS = frozenset({"Conv", "ConvTranspose"})
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,12 +15,12 @@ import numpy as np
 
 from passes.analysis import operands
 from passes.analysis.axis_rules.contraction import Weighted
-from passes.analysis.axis_rules.convolution import is_depthwise
-from passes.analysis.axis_rules.row import attribute_int, input_at
+from passes.analysis.axis_rules.convolution import CONVOLUTIONS, is_depthwise
+from passes.analysis.axis_rules.row import attribute_int, data, input_at
 from passes.analysis.edits import Accumulate, Merge
 from passes.analysis.tags import Pin
 from passes.analysis.walk import label
-from passes.analysis.windows import find_window, slide
+from passes.analysis.windows import Axis, find_window, slide
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -81,6 +81,11 @@ class Reader:
         return missed
 
     @property
+    def numbers(self) -> Array:
+        """What each channel is worth at the first place of its pattern, shape of `classes`."""
+        return self.constants.reshape(self.mask.size, -1)[:, 0]
+
+    @property
     def uniform(self) -> bool:
         """Whether every constant is the same all over its tensor."""
         return all(size == 1 for size in self.constants.shape[1:])
@@ -95,39 +100,31 @@ def readers(channels: ChannelMap) -> Iterator[Reader]:
     """The nodes that read nonzero constants through a weight."""
     trace, found = channels.trace, channels.values
     for node, noted in trace.notes.items():
-        weighted = isinstance(noted, Weighted)
-        if not weighted and node.op_type not in {"Conv", "ConvTranspose"}:
-            continue
-        weight = noted.weight if weighted else 1
-        value = node.inputs[1 - weight if weighted else 0]
-        known = None if value is None else found.constants.get(value)
-        if value is None or known is None:
-            continue
-        if weighted:
-            yield from contraction_readers(channels, node, noted, value)
-        else:
-            yield from convolution_readers(channels, node, noted, value)
+        if isinstance(noted, Weighted):
+            if data(node, 1 - noted.weight) in found.constants:
+                yield from contraction_readers(channels, node, noted)
+        elif node.op_type in CONVOLUTIONS and data(node) in found.constants:
+            yield from convolution_readers(channels, node, noted)
 
 
 def convolution_readers(
-    channels: ChannelMap, node: ir.Node, noted: tuple[Array, Array], value: ir.Value
+    channels: ChannelMap, node: ir.Node, noted: tuple[Array, Array]
 ) -> Iterator[Reader]:
     """One reader a group."""
     incoming, outgoing = noted
     if is_depthwise(node, incoming.size, outgoing.size):
         return
-    known = channels.values.constants[value]
-    shape = channels.sizes.shape[value]
-    rank = len(shape)
-    others = (0, *range(2, rank))
-    numbers = np.where(known.mask, known.value, 0.0)
-    batch = numbers[:1]
-    mask = (known.mask & (known.value != 0)).any(axis=others) & known.mask.all(axis=others)
-    mask = np.broadcast_to(mask, (shape[1],))
+    known = channels.values.constants[data(node)]
+    shape = channels.sizes.shape[data(node)]
+    others = (0, *range(2, len(shape)))
+    some = np.any(known.mask & (known.value != 0), axis=others)
+    every = np.all(known.mask, axis=others)
+    mask = np.broadcast_to(some & every, (shape[1],))
     table = operands.read(node.inputs[1])
     if not mask.any() or table is None:
         return
-    constants = np.broadcast_to(batch[0], (shape[1], *batch.shape[2:]))
+    numbers = np.where(known.mask, known.value, 0.0)[0]
+    constants = np.broadcast_to(numbers, (shape[1], *numbers.shape[1:]))
     groups = attribute_int(node, "group", 1)
     size, made = incoming.size // groups, outgoing.size // groups
     transposed = node.op_type == "ConvTranspose"
@@ -148,28 +145,25 @@ def convolution_readers(
             mask[mine],
             None if transposed or groups == 1 else (0, group * made, (group + 1) * made),
             channels.roots[outgoing[rows]],
-            part.reshape(made, size, -1).any(-1),
+            np.any(part.reshape(made, size, -1), axis=-1),
         )
 
 
 def contraction_readers(
-    channels: ChannelMap, node: ir.Node, noted: Weighted, value: ir.Value
+    channels: ChannelMap, node: ir.Node, noted: Weighted
 ) -> Iterator[Reader]:
     """One reader, over batch and contracted letters."""
-    known = channels.values.constants[value]
+    known = channels.values.constants[data(node, 1 - noted.weight)]
     names, axes = noted.names, noted.names.operands[1 - noted.weight]
     mine = names.operands[noted.weight]
     table = operands.read(node.inputs[noted.weight])
-    if table is None:
-        return
-    sizes = dict(zip(mine, table.shape, strict=True))
-    lines = noted.batch + "".join(c for c in names.contracted if sizes[c] > 1)
-    if not lines:
+    lines = noted.batch + noted.contracted
+    if table is None or not lines:
         return
     order = [axes.index(c) for c in lines]
     rest = tuple(axis for axis in range(len(axes)) if axis not in order)
-    every = known.mask.all(axis=rest, keepdims=True)
-    some = (known.mask & (known.value != 0)).any(axis=rest, keepdims=True)
+    every = np.all(known.mask, axis=rest, keepdims=True)
+    some = np.any(known.mask & (known.value != 0), axis=rest, keepdims=True)
     shape = noted.incoming.shape
     both = (every & some).transpose(order + list(rest))
     mask = np.broadcast_to(both.reshape(both.shape[: len(order)]), shape)
@@ -184,7 +178,7 @@ def contraction_readers(
         place = [mine.index(c) for c in lines]
         other = [axis for axis in range(table.ndim) if axis not in free and axis not in place]
         ordered = table.transpose([*free, *place, *other])
-        reads = ordered.reshape(noted.outgoing.size, mask.size, -1).any(-1)
+        reads = np.any(ordered.reshape(noted.outgoing.size, mask.size, -1), axis=-1)
         made = channels.roots[noted.outgoing].ravel()
     yield Reader(
         node,
@@ -211,7 +205,7 @@ def absorb_uniform(channels: ChannelMap, reader: Reader, dropped: Array) -> Arra
     table = operands.read(node.inputs[reader.weight])
     if table is None:
         return None
-    if node.op_type in {"Conv", "ConvTranspose"}:
+    if node.op_type in CONVOLUTIONS:
         return convolved(channels, reader, table, dropped)
     return contracted(channels, reader, table, dropped)
 
@@ -221,9 +215,7 @@ def convolved(
 ) -> Array | None:
     """The sums that a convolution makes of constant channels, `(1, outputs, *space)`."""
     node = reader.node
-    value, out = node.inputs[0], node.outputs[0]
-    if value is None:
-        return None
+    value, out = data(node), node.outputs[0]
     sizes = channels.sizes
     index = reader.indices[0][dropped]
     if node.op_type == "ConvTranspose":
@@ -236,18 +228,33 @@ def convolved(
         kernel = table[rows][:, index]
         made = kernel.shape[0]
         first = 0 if reader.rows is None else reader.rows[1]
-    unsure = [a or b for a, b in zip(sizes.symbolic[value], sizes.symbolic[out], strict=True)]
-    window = find_window(
-        node, kernel.shape[2:], sizes.shape[value][2:], sizes.shape[out][2:], unsure[2:]
+    sums = slide(
+        kernel.astype(np.float64), reader.constants[dropped][None], window_of(channels, node)
     )
-    sums = slide(kernel.astype(np.float64), reader.constants[dropped][None], window)
     if sums is None or any(
-        size > 1 and free for size, free in zip(sums.shape[1:], unsure[2:], strict=True)
+        size > 1 and free
+        for size, free in zip(sums.shape[1:], unsure_space(channels, node), strict=True)
     ):
         return None
     whole = np.zeros((1, sizes.shape[out][1], *sums.shape[1:]))
     whole[0, first : first + made] = sums
     return whole
+
+
+def unsure_space(channels: ChannelMap, node: ir.Node) -> list[bool]:
+    """Which axes of space have a size that is only known at run time, before a convolution or after it."""
+    symbolic = channels.sizes.symbolic
+    pairs = zip(symbolic[data(node)][2:], symbolic[node.outputs[0]][2:], strict=True)
+    return [before or after for before, after in pairs]
+
+
+def window_of(channels: ChannelMap, node: ir.Node) -> tuple[Axis, ...]:
+    """The window of a convolution."""
+    shape = channels.sizes.shape
+    kernel, before, after = (
+        shape[value][2:] for value in (data(node, 1), data(node), node.outputs[0])
+    )
+    return find_window(node, kernel, before, after, unsure_space(channels, node))
 
 
 def contracted(
@@ -257,9 +264,7 @@ def contracted(
     node, noted = reader.node, channels.trace.notes[reader.node]
     names, weight = noted.names, noted.weight
     axes, mine = names.operands[1 - weight], names.operands[weight]
-    lines = noted.batch + "".join(
-        c for c in names.contracted if dict(zip(mine, table.shape, strict=True))[c] > 1
-    )
+    lines = noted.batch + noted.contracted
     rest = "".join(c for c in axes if c not in lines)
     numbers = np.where(
         dropped.reshape([-1] + [1] * (reader.constants.ndim - 1)), reader.constants, 0.0
@@ -280,9 +285,7 @@ def contracted(
 
 def into_bias(node: ir.Node, amount: Array) -> tuple[int | None, float]:
     """Which bias input can hold an amount over the output's axes, and by what the amount must be divided."""
-    if node.op_type in {"Conv", "ConvTranspose"} and all(
-        size == 1 for size in amount.shape[2:]
-    ):
+    if node.op_type in CONVOLUTIONS and all(size == 1 for size in amount.shape[2:]):
         return 2, 1.0
     if node.op_type == "Gemm" and amount.shape[0] == 1:
         bias = input_at(node, 2)
@@ -325,9 +328,7 @@ class Carrying:
         self.readers = list(readers(channels))
         self.worth = np.zeros(channels.roots.size)
         for reader in self.readers:
-            sizes = np.where(
-                reader.mask, np.abs(reader.constants.reshape(reader.mask.size, -1)[:, 0]), 0.0
-            )
+            sizes = np.where(reader.mask, np.abs(reader.numbers), 0.0)
             np.maximum.at(self.worth, reader.classes, sizes / max(sizes.max(), 1e-300))
 
     def wanted(self, stay: Array) -> tuple[Array, Pin] | None:
@@ -354,7 +355,7 @@ class Carrying:
             return None
         score: dict[int, list[float]] = {}
         for reader, gone in best:
-            sizes = np.abs(reader.constants.reshape(reader.mask.size, -1)[:, 0])
+            sizes = np.abs(reader.numbers)
             largest = sizes[gone].max()
             for index in np.flatnonzero(gone):
                 entry = score.setdefault(int(reader.classes[index]), [0.0, 0.0])
@@ -369,27 +370,10 @@ class Carrying:
         if not reader.exact:
             return False
         node = reader.node
-        if node.op_type not in {"Conv", "ConvTranspose"}:
+        if node.op_type not in CONVOLUTIONS:
             return reader.uniform
-        value, out = node.inputs[0], node.outputs[0]
-        table = node.inputs[1]
-        if value is None or table is None:
-            return False
-        sizes = self.channels.sizes
-        unsure = [
-            a or b for a, b in zip(sizes.symbolic[value], sizes.symbolic[out], strict=True)
-        ]
-        window = find_window(
-            node,
-            sizes.shape[table][2:],
-            sizes.shape[value][2:],
-            sizes.shape[out][2:],
-            unsure[2:],
-        )
-        flat = reader.constants[gone]
-        return all(
-            axis.flat and size == 1 for axis, size in zip(window, flat.shape[1:], strict=True)
-        )
+        window, sizes = window_of(self.channels, node), reader.constants[gone].shape[1:]
+        return all(axis.flat and size == 1 for axis, size in zip(window, sizes, strict=True))
 
     def mapped(self, reader: Reader, gone: Array) -> bool:
         """Whether a bias map carries the constants."""
@@ -401,7 +385,7 @@ class Carrying:
         """Position of a dead channel of the reader that stays and can take over those that go."""
         if not reader.uniform:
             return None
-        sizes = np.abs(reader.constants.reshape(reader.mask.size, -1)[:, 0])
+        sizes = np.abs(reader.numbers)
         there = reader.mask & stay[reader.classes]
         able = there & (sizes >= SMALLEST_SHARE * sizes[gone].max())
         return int(np.argmax(np.where(able, sizes, -1.0))) if able.any() else None
@@ -427,7 +411,6 @@ class Carrying:
                 place = self.carrier(reader, stay, gone)
                 if place is None:
                     continue
-                sizes = reader.constants.reshape(reader.mask.size, -1)[:, 0]
                 into = tuple(int(index[place]) for index in reader.indices)
                 merges.append(
                     Merge(
@@ -436,7 +419,7 @@ class Carrying:
                         reader.axes,
                         into,
                         sources,
-                        sizes[gone] / sizes[place],
+                        reader.numbers[gone] / reader.numbers[place],
                         reader.rows,
                     )
                 )
@@ -477,9 +460,7 @@ class Carrying:
                 for axis in range(amount.ndim)
             )
             amount = np.where(new < 0, 0.0, amount[index])
-        amount = shrunk(
-            amount, {*axes, 1 if node.op_type in {"Conv", "ConvTranspose"} else old.ndim - 1}
-        )
+        amount = shrunk(amount, {*axes, 1 if node.op_type in CONVOLUTIONS else old.ndim - 1})
         into, factor = into_bias(node, amount)
         return Accumulate(node, amount / factor, into) if amount.any() else None
 

@@ -16,7 +16,8 @@ import numpy as np
 from passes import weights
 from passes.analysis import operands
 from passes.analysis.axis_rules.contraction import Weighted
-from passes.analysis.axis_rules.row import data
+from passes.analysis.axis_rules.convolution import CONVOLUTIONS
+from passes.analysis.axis_rules.row import data, input_at
 from passes.analysis.tags import Conflict, Pin
 from passes.analysis.walk import Replay, label
 from passes.base import Change, Skip
@@ -34,7 +35,6 @@ if TYPE_CHECKING:
 __all__ = ["Removal", "plan_removal"]
 
 MOST_LISTED = 12
-CONVOLUTIONS = frozenset({"Conv", "ConvTranspose"})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -196,14 +196,8 @@ def reason_at(channels: ChannelMap, value: ir.Value) -> Pin:
 def weight_of(channels: ChannelMap, node: ir.Node) -> str:
     """The name under which the user knows the channels that a node makes."""
     noted = channels.trace.notes.get(node)
-    index = (
-        noted.weight
-        if isinstance(noted, Weighted)
-        else 1
-        if node.op_type in {"Conv", "ConvTranspose"}
-        else 0
-    )
-    value = node.inputs[index] if index < len(node.inputs) else None
+    index = noted.weight if isinstance(noted, Weighted) else int(node.op_type in CONVOLUTIONS)
+    value = input_at(node, index)
     dequantizer = operands.dequantizer(value)
     value = value if dequantizer is None else dequantizer.inputs[0]
     return label(node) if value is None else value.name or label(node)

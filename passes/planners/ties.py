@@ -135,7 +135,7 @@ def even(mask: Array, worth: Array) -> Array:
     if mask.ndim == 1:
         return mask
     order = np.argsort(-worth, axis=-1, kind="stable")
-    cells = mask.any(-1)
+    cells = np.any(mask, axis=-1)
     for index in zip(*np.nonzero(even(cells, worth.max(-1)) & ~cells), strict=True):
         mask[(*index, order[index][0])] = True
     counts = mask.sum(-1)

@@ -29,7 +29,9 @@ if TYPE_CHECKING:
 
     from passes.analysis.walk import Replay, Trace
 
-__all__ = ["Convolution", "is_depthwise"]
+__all__ = ["CONVOLUTIONS", "Convolution", "is_depthwise"]
+
+CONVOLUTIONS = frozenset({"Conv", "ConvTranspose"})
 
 
 def is_depthwise(node: ir.Node, channels: int, outputs: int) -> bool:
