@@ -38,7 +38,7 @@ def operate(
     """
     edits = list(edits)
     read = [value for value in model.graph.initializers.values() if value.uses()]
-    # merges are made for the old sizes, everything else for the new ones
+    # merges name channels by their old places, so they come before anything is cut
     for edit in edits:
         if isinstance(edit, Merge):
             merge(edit)

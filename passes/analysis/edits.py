@@ -46,7 +46,8 @@ class Merge:
     """Let one input channel of a weight take over the work of others, which are then never read.
 
     Attributes:
-        node: the node; index: which of its inputs is the weight.
+        node: the node.
+        index: which of its inputs is the weight.
         axes: the axes of the weight that hold the input channels.
         into: multi-index, one number an axis, of the channel that takes over, or None where nobody does.
         sources: multi-indices of the channels that are relieved, one array of shape `(n,)` an axis.
@@ -92,8 +93,10 @@ class Patch:
     """Overwrite elements of a 1-D integer vector that is only known at run time.
 
     Attributes:
-        node: the node; index: which of its inputs, or None for its first output, for all who read it.
-        positions: which elements; values: their new numbers.
+        node: the node.
+        index: which of its inputs, or None for its first output, for all who read it.
+        positions: which elements.
+        values: their new numbers.
     """
 
     node: ir.Node

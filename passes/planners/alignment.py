@@ -51,11 +51,10 @@ def plan_alignment(channels: ChannelMap, *, multiple: int) -> Alignment:
         channels: the channel map of the model.
         multiple: the count wanted, per group for grouped convolutions.
     """
-    roots, trace = channels.roots, channels.trace
+    roots = channels.roots
     cells = find_cells(channels)
     refused: dict[int, Pin] = {**channels.pinned, **channels.rigid}
     while True:
-        pads: dict[int, int] = {}
         by_class: dict[int, int] = {}
         for cell in cells:
             missing = -cell.size % multiple
@@ -65,6 +64,7 @@ def plan_alignment(channels: ChannelMap, *, multiple: int) -> Alignment:
         pads = {int(tag): by_class[int(roots[tag])] for tag in tags}
         try:
             replay = channels.replay(np.zeros(roots.size, dtype=bool), pads)
+            break
         except Conflict as conflict:
             mine = {int(root) for root in roots[conflict.tags]}
             new = [
@@ -81,34 +81,43 @@ def plan_alignment(channels: ChannelMap, *, multiple: int) -> Alignment:
             )
             for cell in new:
                 refused.setdefault(int(cell[-1]), pin)
-            continue
-        break
+    padded, changes, skips = describe(channels, pads, refused, multiple)
+    return Alignment(ChannelPlan(padded=padded), replay, tuple(changes), tuple(skips))
+
+
+def describe(
+    channels: ChannelMap, pads: dict[int, int], refused: dict[int, Pin], multiple: int
+) -> tuple[dict[str, dict[int, int]], list[Change], list[Skip]]:
+    """What a padding does.
+
+    Args:
+        channels: the channel map of the model.
+        pads: how many zero channels are put behind a tag, by tag.
+        refused: class -> why nothing is put behind it.
+        multiple: the count wanted.
+
+    Returns:
+        the pads by tensor name and position, and what is changed and skipped, in words.
+    """
+    roots = channels.roots
     padded: dict[str, dict[int, int]] = {}
     changes, skips = [], []
-    for node, made in trace.sources.items():
+    for node, made in channels.trace.sources.items():
         line = made.ravel()
         added = {int(i): pads[int(tag)] for i, tag in enumerate(line) if int(tag) in pads}
         if added:
             padded[node.outputs[0].name or ""] = added
+            after = line.size + sum(added.values())
             what = "output channels, zero channels added"
-            changes.append(
-                Change(
-                    weight_of(channels, node), what, line.size, line.size + sum(added.values())
-                )
-            )
+            changes.append(Change(weight_of(channels, node), what, line.size, after))
         elif line.size % multiple and node.op_type in CONVOLUTIONS:
-            reason = next(
+            pin = next(
                 (refused[int(root)] for root in roots[line] if int(root) in refused), None
             )
-            if reason is not None:
-                skips.append(
-                    Skip(
-                        f"{weight_of(channels, node)}: {line.size} channels",
-                        reason.reason,
-                        reason.advice,
-                    )
-                )
-    return Alignment(ChannelPlan(padded=padded), replay, tuple(changes), tuple(skips))
+            if pin is not None:
+                subject = f"{weight_of(channels, node)}: {line.size} channels"
+                skips.append(Skip(subject, pin.reason, pin.advice))
+    return padded, changes, skips
 
 
 def find_cells(channels: ChannelMap) -> list[Array]:

@@ -197,6 +197,11 @@ def contraction_readers(
 def absorb_uniform(channels: ChannelMap, reader: Reader, dropped: Array) -> Array | None:
     """What the dropped channels of a reader add to the node's output; None if it depends on a size not known.
 
+    Args:
+        channels: the channel map.
+        reader: the reader.
+        dropped: bool, shape of the reader's classes.
+
     Returns:
         float64, compact, of the rank of the node's output before any channel is cut; channels (and batch letters) of
         the output in full.

@@ -81,6 +81,7 @@ def plan_removal(channels: ChannelMap, *, carry: Carry = "carrier") -> Removal:
         drop[0] = False
         try:
             replay = channels.replay(drop)
+            break
         except Conflict as conflict:
             classes = np.unique(channels.roots[conflict.tags])
             new = [int(root) for root in classes if not settlement.stay[root]]
@@ -92,8 +93,6 @@ def plan_removal(channels: ChannelMap, *, carry: Carry = "carrier") -> Removal:
                 "keep them",
             )
             held.update(dict.fromkeys(new, pin))
-            continue
-        break
     merges, amounts, carriers = carrying.edits(settlement.stay, replay)
     reasons = {**uses.why, **channels.pinned, **held, **settlement.why}
     for root, (reader, count) in carriers.items():
