@@ -105,7 +105,8 @@ def _optimize(source: Path, out: Path, options: argparse.Namespace) -> str:
         RuntimeError: it failed.
     """
     command = [sys.executable, "-m", "deploykit", "optimize", str(source), "-o", str(out)]
-    command += ["--threads", "1", "--json", "--duration", "0.2" if options.quick else "3"]
+    command += ["--threads", "1", "--json"]
+    command += ["--duration", "0.2" if options.quick else str(options.duration)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         msg = f"{' '.join(command)} ended with {done.returncode}: {done.stderr[-500:]}"
