@@ -171,12 +171,11 @@ def _jitter(model: onnx.ModelProto) -> None:
     """
     random = np.random.default_rng(0)
     weights = Weights(model)
-    steering = {
-        name for node in model.graph.node if node.op_type == "Resize" for name in node.input
-    }
     for name in weights.tensors:
-        if name not in steering and weights.is_floating(name) and weights[name].size > 1:
+        if weights.is_floating(name) and weights[name].size > 1:
             array = weights[name]
+            if (array == np.round(array)).all():
+                continue  # scales of a Resize, on some way or other: sizes hang on them
             step = np.finfo(array.dtype).eps * random.uniform(-1, 1, array.shape)
             weights[name] = array * (1 + step)
 
