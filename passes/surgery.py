@@ -301,7 +301,8 @@ def add_behind(node: ir.Node, amount: Array) -> None:
     """Put an Add of a constant behind a node; who read the node now reads the sum."""
     graph, out = graph_of(node), node.outputs[0]
     constant = weights.new_initializer(graph, f"{out.name}_constant", amount)
-    adder = ir.node("Add", [out, constant], name=f"{node.name or out.name}_constant")
+    label = untaken(f"{node.name or out.name}_constant", {other.name for other in graph})
+    adder = ir.node("Add", [out, constant], name=label)
     total = adder.outputs[0]
     total.type, total.shape = out.type, out.shape.copy() if out.shape is not None else None
     name, taken = out.name, weights.value_names(graph)

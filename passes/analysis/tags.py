@@ -96,6 +96,7 @@ class Tags:
         self.unions: list[tuple[Array, Array]] = []
         self.covers: list[Cover] = []
         self.grids: list[Grid] = []
+        self.parts: list[tuple[list[Array], str]] = []
         self.pins: list[tuple[Array, Pin]] = []
         self.rigid: list[tuple[Array, Pin]] = []
         self.zero_only: dict[ir.Value, list[tuple[Pin, object]]] = {}

@@ -12,6 +12,7 @@ import numpy as np
 from passes.analysis.channels import ChannelMap
 from passes.analysis.compact import Array
 from passes.analysis.tags import Pin
+from passes.planners.shuffles import find_shuffles
 
 __all__ = ["Settlement", "even"]
 
@@ -52,6 +53,7 @@ class Settlement:
             (int(roots[cover.coarse]), np.unique(roots[cover.fine]), cover)
             for cover in tags.covers
         ]
+        self.shuffles = list(find_shuffles(channels))
         self.tensors: dict[bytes, tuple[Array, str]] = {}
         for value, found in tags.of.items():
             classes = np.unique(roots[found])
@@ -78,6 +80,10 @@ class Settlement:
                         "remove the whole branch from the model",
                     )
                     self.keep(classes[[np.argmax(self.worth[classes])]], pin)
+            for shuffle in self.shuffles:
+                reason = f"'{shuffle.subject}' reads shuffled channels, as many of every row as before it in each chunk"
+                missing = shuffle.missing(self.stay, self.worth)
+                self.keep(missing, Pin(shuffle.subject, reason, SURPLUS_ADVICE))
             for rows, partner, grid in self.grids:
                 self.settle_grid(
                     rows,

@@ -257,6 +257,8 @@ class Split:
         for out, stop in zip(node.outputs, stops, strict=True):
             t.set(node, out, sliced(tags, axis, stop - t.shape(out)[axis], stop))
             keep_regular(node, t, t.get(out))
+        if varying_axes(tags) == (axis,):
+            t.tags.parts.append(([t.get(out).ravel() for out in node.outputs], label(node)))
 
     def replay(self, node: ir.Node, r: Replay) -> None:
         """Slice what is left, at the places where it came from."""
