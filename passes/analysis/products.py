@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from passes.analysis.moves import any_along
+from passes.analysis.moves import any_along, widen
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -114,6 +114,14 @@ def joined(left: Array, right: Array) -> Array:
     if left.shape[-1] == 1:
         found: Array = left & right
         return found
+    # a vector on one side, which is the rule, needs no product of whole matrices
+    rank = max(left.ndim, right.ndim)
+    if left.size == left.shape[-1]:
+        picked = right[..., np.flatnonzero(left), :].any(axis=-2, keepdims=True)
+        return widen(np.asarray(picked), rank)
+    if right.size == right.shape[-2]:
+        picked = left[..., np.flatnonzero(right)].any(axis=-1, keepdims=True)
+        return widen(np.asarray(picked), rank)
     product: Array = left.astype(np.float32) @ right.astype(np.float32)
     return product > 0
 

@@ -324,6 +324,7 @@ class Carrying:
 
     Attributes:
         readers: the nodes that read constants.
+        uneven: the convolutions whose outputs do not all read the same taps.
         worth: float, shape `(tags,)`, by class: how good a carrier it makes, at most 1.
     """
 
@@ -331,6 +332,12 @@ class Carrying:
         self.channels = channels
         self.carry = carry
         self.readers = list(readers(channels))
+        self.uneven = {
+            reader.node
+            for reader in self.readers
+            if reader.node.op_type in CONVOLUTIONS
+            and not all(axis.flat for axis in window_of(channels, reader.node))
+        }
         self.worth = np.zeros(channels.roots.size)
         for reader in self.readers:
             sizes = np.where(reader.mask, np.abs(reader.numbers), 0.0)
@@ -341,7 +348,7 @@ class Carrying:
         best: list[tuple[Reader, Array]] = []
         for reader in self.readers:
             gone = reader.missed(stay)
-            if not gone.any() or self.foldable(reader, gone):
+            if not gone.any() or self.foldable(reader):
                 continue
             if not reader.exact:
                 reason = f"'{label(reader.node)}' would need its constant, which its quantized numbers cannot hold"
@@ -370,15 +377,9 @@ class Carrying:
         reader = next(reader for reader, gone in best if chosen in reader.classes[gone])
         return np.asarray([chosen]), carrier_pin(label(reader.node), 1)
 
-    def foldable(self, reader: Reader, gone: Array) -> bool:
+    def foldable(self, reader: Reader) -> bool:
         """Whether what the channels add is the same all over the output, so that a bias holds it."""
-        if not reader.exact:
-            return False
-        node = reader.node
-        if node.op_type not in CONVOLUTIONS:
-            return reader.uniform
-        window, sizes = window_of(self.channels, node), reader.constants[gone].shape[1:]
-        return all(axis.flat and size == 1 for axis, size in zip(window, sizes, strict=True))
+        return reader.exact and reader.uniform and reader.node not in self.uneven
 
     def mapped(self, reader: Reader, gone: Array) -> bool:
         """Whether a bias map carries the constants."""
@@ -412,7 +413,7 @@ class Carrying:
             if not gone.any():
                 continue
             sources = tuple(index[gone] for index in reader.indices)
-            if not self.foldable(reader, gone) and not self.mapped(reader, gone):
+            if not self.foldable(reader) and not self.mapped(reader, gone):
                 place = self.carrier(reader, stay, gone)
                 if place is None:
                     continue
