@@ -16,7 +16,7 @@ import numpy as np
 from passes import weights
 from passes.analysis import operands
 from passes.analysis.axis_rules.contraction import Weighted
-from passes.analysis.axis_rules.convolution import CONVOLUTIONS
+from passes.analysis.axis_rules.convolution import CONVOLUTIONS, is_depthwise
 from passes.analysis.axis_rules.row import data, input_at
 from passes.analysis.tags import Conflict, Pin
 from passes.analysis.walk import Replay, label
@@ -169,27 +169,47 @@ def over_channels(fact: Array, tags: Array) -> Array:
     return out
 
 
+WINDOWS = CONVOLUTIONS | {"AveragePool", "LpPool", "MaxPool", "Pad", "Resize", "Upsample"}
+"""Ops that can make a pattern over space of a constant."""
+
+
 def reason_at(channels: ChannelMap, value: ir.Value) -> Pin:
-    """Why a dead channel cannot go that is in use at `value`."""
-    node = value.producer()
-    name = value.name or ""
-    if node is not None and any(channels.sizes.symbolic.get(value, ())[2:]):
-        source = node.inputs[0] if node.inputs else None
-        if (
-            source is not None
-            and channels.values.constants.get(source) is not None
-            and node not in channels.trace.sources
-        ):
-            return Pin(
-                label(node),
-                f"'{label(node)}' makes a pattern over space of its constant, at sizes that are not static",
-                "fix the input's size with --shape",
-            )
+    """Why a dead channel cannot go that is in use at `value`, the first tensor where it is."""
+    trace, node = channels.trace, value.producer()
+    if node is None or makes_its_own(channels, node):
+        name = value.name or ""
+        return Pin(
+            name,
+            f"it is tied to channels of '{name}' that are in use",
+            "prune the channels that are tied together as one",
+        )
+    where = label(node)
+    if node.op_type in WINDOWS and any(channels.sizes.symbolic.get(value, ())[2:]):
+        return Pin(
+            where,
+            f"'{where}' makes a pattern over space of its constant, at sizes that are not static",
+            "fix the input's size with --shape",
+        )
+    live = [one for one in node.inputs if one is not None and not trace.is_weight(one)]
+    if len(live) > 1:
+        return Pin(
+            where,
+            f"'{where}' combines its constant with data that varies",
+            "make the channel zero, its bias included: a zero is removed where a constant cannot be",
+        )
     return Pin(
-        name,
-        f"it is tied to channels of '{name}' that are in use",
-        "prune the channels that are tied together as one",
+        where,
+        f"'{where}' makes of its constant what is not a finite number, or what is not followed",
+        "make the channel zero, its bias included",
     )
+
+
+def makes_its_own(channels: ChannelMap, node: ir.Node) -> bool:
+    """Whether a node makes channels of its own, and does not only pass on those that come in."""
+    noted = channels.trace.notes.get(node)
+    if node not in channels.trace.sources:
+        return False
+    return not (isinstance(noted, tuple) and is_depthwise(node, noted[0].size, noted[1].size))
 
 
 def weight_of(channels: ChannelMap, node: ir.Node) -> str:
