@@ -13,11 +13,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from passes import weights
 from passes.analysis import operands
 from passes.analysis.axis_rules.contraction import Weighted
 from passes.analysis.axis_rules.convolution import CONVOLUTIONS, is_depthwise
-from passes.analysis.axis_rules.row import data, input_at
+from passes.analysis.axis_rules.row import attribute_int, data, input_at
 from passes.analysis.tags import Conflict, Pin
 from passes.analysis.walk import Replay, label
 from passes.base import Change, Skip
@@ -255,12 +254,35 @@ def explain(channels: ChannelMap, stay: Array, reasons: dict[int, Pin]) -> Itera
                 by_reason.setdefault(reasons.get(root, UNTAGGED), []).append(index)
         for pin, indices in by_reason.items():
             yield Skip(f"{name}: channels {listed(indices)}", pin.reason, pin.advice)
-    for node, pin in channels.trace.blocked.items():
-        table = weights.constant(node.inputs[1])
-        if table is not None and not table.any(axis=tuple(range(table.ndim - 1))).all():
-            yield Skip(weight_of(channels, node), pin.reason, pin.advice)
+    for node in channels.model.graph:
+        noted = channels.trace.notes.get(node)
+        blocked = channels.trace.blocked.get(node) or (UNMEASURED if noted is None else None)
+        zeros = [] if blocked is None else zero_rows(node, noted)
+        if blocked is not None and zeros:
+            name = f"{weight_of(channels, node)}: channels {listed(zeros)}"
+            yield Skip(name, blocked.reason, blocked.advice)
 
 
+def zero_rows(node: ir.Node, noted: object) -> list[int]:
+    """Output channels with no weight at all, of a node that makes no channels in the map."""
+    weight, axis = 1, {"Conv": 0, "ConvTranspose": 1, "MatMul": -1}.get(node.op_type)
+    if node.op_type == "Gemm":
+        axis = 0 if attribute_int(node, "transB", 0) else 1
+    if isinstance(noted, Weighted):
+        weight, free = noted.weight, noted.names.free(noted.weight)
+        axis = noted.names.operands[weight].index(free) if len(free) == 1 else None
+    table = operands.read(input_at(node, weight)) if axis is not None else None
+    if axis is None or table is None or table.ndim < 2:
+        return []
+    rows = np.moveaxis(table, axis, 0).reshape(table.shape[axis], -1)
+    return [int(index) for index in np.flatnonzero(~rows.any(axis=1))]
+
+
+UNMEASURED = Pin(
+    "",
+    "the sizes of what the layer works on are not known, or its weight is read in a way that no rule covers",
+    "fix the input's size with --shape",
+)
 UNTAGGED = Pin(
     "", "they belong to data that comes in from outside, and cannot be cut", "keep them"
 )
