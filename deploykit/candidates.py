@@ -14,6 +14,7 @@ from deploykit import registry
 from deploykit.choice import Form
 from deploykit.errors import PassFailed, UsageError
 from deploykit.instruments import Timing
+from deploykit.quantized import unread_layers
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -29,6 +30,9 @@ __all__ = ["PLAIN", "Made", "Step", "Unmade", "left_out", "make", "plan_steps", 
 
 PLAIN = "as is"
 """Name of the form with nothing added."""
+
+CHANNEL_REMOVAL = "remove-channels"
+"""The pass whose report names the layers that it cannot look into."""
 
 Options: TypeAlias = Mapping[str, object]
 
@@ -237,12 +241,15 @@ def _run(
     try:
         rewrite = step.kind(**step.options)
     except (TypeError, ValueError) as error:
-        msg = f"the pass '{step.name}' does not take the options {dict(step.options)}: {error}"
+        # The pass says itself which of its options is wrong, and what it takes.
+        msg = f"an option of '{step.name}' is wrong: {error}"
         raise UsageError(msg) from error
     try:
         for instrument in instruments:
             instrument.before(step.name, model)
         report = rewrite(model)
+        if step.name == CHANNEL_REMOVAL:
+            report = dataclasses.replace(report, skips=(*report.skips, *unread_layers(model)))
     except (PlanMismatch, CouplingConflict) as error:
         # Names, masks and plans that were given do not fit this model.
         raise UsageError(str(error)) from error

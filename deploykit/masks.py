@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import zipfile
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -27,11 +29,25 @@ def read_masks(path: Path) -> dict[str, Array]:
     Raises:
         UsageError: the file cannot be read, or holds anything but zeros and ones.
     """
+    advice = (
+        "Masks come in an .npz file with one array for each weight, as numpy.savez writes it."
+    )
+    try:
+        is_archive = zipfile.is_zipfile(path)
+        if not is_archive:
+            path.open("rb").close()
+    except OSError as error:
+        msg = f"cannot read the masks '{path}': {error.strerror}. {advice}"
+        raise UsageError(msg) from error
+    if not is_archive:
+        msg = f"'{path}' is no .npz file. {advice}"
+        raise UsageError(msg)
     try:
         with np.load(path, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files}
-    except (OSError, ValueError, AttributeError, TypeError) as error:
-        msg = f"'{path}' cannot be read as masks: {error}. It must be an .npz file, as numpy.savez writes it."
+            arrays = {name: np.asarray(file[name]) for name in file.files}
+    except (OSError, ValueError, TypeError, zipfile.BadZipFile, zlib.error) as error:
+        # numpy's own words would advise to load pickles, which can run anything.
+        msg = f"'{path}' holds something other than plain arrays, or is damaged. {advice}"
         raise UsageError(msg) from error
     for name, array in arrays.items():
         if not np.isin(array, (0, 1)).all():

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Iterator, Sequence
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
 __all__ = [
     "MAX_IR_VERSION",
     "Source",
+    "check_shapes",
     "content_hash",
     "data_file",
     "load",
@@ -37,6 +40,9 @@ ONE_FILE_LIMIT_BYTES = 2**31 - 2**24
 
 SMALL_BYTES = 256
 """Weights up to this size stay in the model even if the others get a file of their own: sizes and axes have to."""
+
+CHANNEL_AXES = {"Conv": 1, "ConvTranspose": 0}
+"""The axis of their first weight that meets the channels of their input."""
 
 # What people hand over by mistake, known by its first bytes.
 LOOKALIKES = {
@@ -94,6 +100,10 @@ def load(path: Path) -> Source:
     _refuse_new(proto, path, onnx.defs.onnx_opset_version())
     _refuse_sparse(proto, path)
     data_files = _check_data_files(proto, path)
+    is_sorted = _refuse_unbound(proto.graph, frozenset(), path)
+    if is_sorted:
+        # What comes before its inputs cannot be inferred; runtimes sort such graphs, and so does onnx_ir's reader.
+        _refuse_misshapen(proto, path)
     try:
         model = ir.serde.deserialize_model(proto)
     except (
@@ -106,6 +116,36 @@ def load(path: Path) -> Source:
     for function in model.functions.values():
         ir.external_data.set_base_dir(function.graph, str(path.parent))
     return Source(model, path, data_files, content_hash(path, data_files))
+
+
+def check_shapes(source: Source, shapes: Mapping[str, Sequence[int]]) -> None:
+    """Check sizes that were given for inputs against the model.
+
+    Raises:
+        UsageError: they name no input, have another rank, or contradict a size that is fixed.
+    """
+    inputs = {
+        str(value.name): value
+        for value in source.model.graph.inputs
+        if value.name not in source.model.graph.initializers
+    }
+    for name, shape in shapes.items():
+        if name not in inputs:
+            msg = f"a shape is given for '{name}', which is no input of the model. Its inputs: {', '.join(inputs)}."
+            raise UsageError(msg)
+        declared = inputs[name].shape
+        if declared is None:
+            continue
+        fits = len(declared) == len(shape) and all(
+            not isinstance(size, int) or size == given
+            for size, given in zip(declared, shape, strict=True)
+        )
+        if not fits:
+            text = "x".join(
+                "?" if not isinstance(size, int) else str(size) for size in declared
+            )
+            msg = f"the shape {'x'.join(map(str, shape))} does not fit the input '{name}', which is {text}."
+            raise UsageError(msg)
 
 
 def save(model: ir.Model, path: Path, *, external: bool, sources: Sequence[Path] = ()) -> None:
@@ -227,6 +267,162 @@ def _refuse_sparse(proto: onnx.ModelProto, path: Path) -> None:
                     "Store it densely: deploykit finds the zeros by itself."
                 )
                 raise UnsupportedModel(msg)
+
+
+def _refuse_unbound(graph: onnx.GraphProto, outer: frozenset[str], path: Path) -> bool:
+    """Refuse nodes that can never run: an input is made nowhere, or only by what waits for the node itself.
+
+    Args:
+        graph: the graph, or a subgraph of it.
+        outer: names that the graphs around it give.
+        path: the file, for the message.
+
+    Returns:
+        whether every node comes after what it reads, subgraphs included.
+
+    Raises:
+        UnsupportedModel: there is such a node.
+    """
+    given = {*outer, *(value.name for value in graph.input)}
+    given |= {tensor.name for tensor in graph.initializer}
+    makers = {
+        name: index for index, node in enumerate(graph.node) for name in node.output if name
+    }
+    everything = frozenset(given | makers.keys())
+    needs: list[set[int]] = []
+    is_sorted = True
+    for index, node in enumerate(graph.node):
+        read = [name for name in node.input if name]
+        inner = [name for each in _subgraphs(node) for name in _free_names(each)]
+        for name in read:
+            if name not in everything:
+                msg = f"node {_title(node)} of '{path}' reads '{name}', which nothing in the model makes. Export it again."
+                raise UnsupportedModel(msg)
+        for each in _subgraphs(node):
+            is_sorted &= _refuse_unbound(each, everything, path)
+        needs.append(
+            {makers[name] for name in [*read, *inner] if name in makers and name not in given}
+        )
+        is_sorted &= all(maker < index for maker in needs[-1])
+    for value in graph.output:
+        if value.name not in everything:
+            msg = f"the output '{value.name}' of '{path}' is made by nothing in the model. Export it again."
+            raise UnsupportedModel(msg)
+    if not is_sorted:
+        _refuse_cycle(graph, needs, path)
+    return is_sorted
+
+
+def _refuse_cycle(graph: onnx.GraphProto, needs: Sequence[set[int]], path: Path) -> None:
+    from graphlib import CycleError, TopologicalSorter
+
+    try:
+        TopologicalSorter(dict(enumerate(needs))).prepare()
+    except CycleError as error:
+        later, earlier = (graph.node[index] for index in error.args[1][-2:])
+        tensor = next((name for name in later.input if name in earlier.output), "")
+        tensor = tensor or next((name for name in earlier.input if name in later.output), "")
+        msg = (
+            f"'{path}' has a cycle: node {_title(later)} waits for its own result, by way of '{tensor}'. "
+            "Export it again."
+        )
+        raise UnsupportedModel(msg) from error
+
+
+def _free_names(graph: onnx.GraphProto) -> set[str]:
+    """What a subgraph reads from the graphs around it."""
+    own = {value.name for value in graph.input} | {tensor.name for tensor in graph.initializer}
+    own |= {name for node in graph.node for name in node.output}
+    read = {name for node in graph.node for name in node.input if name}
+    read |= {value.name for value in graph.output}
+    for node in graph.node:
+        for inner in _subgraphs(node):
+            read |= _free_names(inner)
+    return read - own
+
+
+def _title(node: onnx.NodeProto) -> str:
+    """What a node is called in a message; many have no name."""
+    name = node.name or (node.output[0] if node.output else "")
+    return f"'{name}' ({node.op_type})"
+
+
+def _refuse_misshapen(proto: onnx.ModelProto, path: Path) -> None:
+    """Refuse what no runtime loads: nodes whose inputs have shapes or types that their operator does not take.
+
+    Shapes in `value_info` and of outputs are not looked at: runtimes correct those, and only warn.
+    """
+    import onnx
+
+    try:
+        inferred = onnx.shape_inference.infer_shapes(_without_weights(proto), strict_mode=True)
+    except onnx.shape_inference.InferenceError as error:
+        msg = f"'{path}' is no valid model: {_inference_text(error)}. Export it again."
+        raise UnsupportedModel(msg) from error
+    channels = {
+        value.name: value.type.tensor_type.shape.dim[1].dim_value
+        for value in (*inferred.graph.value_info, *inferred.graph.input)
+        if len(value.type.tensor_type.shape.dim) > 1
+    }
+    weights = {tensor.name: tensor for tensor in proto.graph.initializer}
+    for node in proto.graph.node:
+        # Shape inference does not compare these, and runtimes only notice when the node runs.
+        if node.op_type not in CHANNEL_AXES or len(node.input) < 2:
+            continue
+        weight, there = weights.get(node.input[1]), channels.get(node.input[0], 0)
+        if weight is None or not there or len(weight.dims) <= CHANNEL_AXES[node.op_type]:
+            continue
+        parts = [each.i for each in node.attribute if each.name == "group"]
+        wanted = weight.dims[CHANNEL_AXES[node.op_type]]
+        wanted *= parts[0] if parts and node.op_type == "Conv" else 1
+        if wanted != there:
+            msg = (
+                f"'{path}' is no valid model: weight '{weight.name}' of node {_title(node)} takes {wanted} "
+                f"channels, and '{node.input[0]}' has {there}. Export it again."
+            )
+            raise UnsupportedModel(msg)
+
+
+def _inference_text(error: Exception) -> str:
+    """The first complaint of shape inference, in one line."""
+    lines = [line for line in str(error).splitlines() if "(op_type:" in line]
+    line = lines[0] if lines else " ".join(str(error).split())
+    found = re.search(r"\(op_type:([^,)]*)(?:, node name: ([^)]*))?\):\s*(.*)", line)
+    text = re.sub(r"\[\w+Error\]\s*", "", found[3] if found else line).strip().rstrip(".")
+    if not found:
+        return text
+    return (
+        f"node '{found[2] or ''}' ({found[1]}): {text}" if found[2] else f"{found[1]}: {text}"
+    )
+
+
+def _without_weights(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """The model with large weights as inputs, so that inferring shapes costs the same whatever they weigh."""
+    import onnx
+
+    slim = onnx.ModelProto(
+        ir_version=max(proto.ir_version, 4),
+        opset_import=proto.opset_import,
+        functions=proto.functions,
+    )
+    graph = slim.graph
+    graph.name = proto.graph.name or "graph"
+    graph.node.extend(proto.graph.node)
+    weights = {tensor.name: tensor for tensor in proto.graph.initializer}
+    # An initializer that is an input as well is described by its own data.
+    graph.input.extend(value for value in proto.graph.input if value.name not in weights)
+    for value in proto.graph.output:
+        graph.output.add(name=value.name)
+    for tensor in weights.values():
+        if tensor.external_data or math.prod(tensor.dims) > SMALL_BYTES:
+            described = graph.input.add(name=tensor.name).type.tensor_type
+            described.elem_type = tensor.data_type
+            described.shape.SetInParent()
+            for size in tensor.dims:
+                described.shape.dim.add(dim_value=size)
+        else:
+            graph.initializer.append(tensor)
+    return slim
 
 
 def _check_data_files(proto: onnx.ModelProto, path: Path) -> tuple[Path, ...]:

@@ -51,7 +51,9 @@ class OutputFolder:
                 tempfile.mkdtemp(prefix=f".{self.destination.name}.", dir=parent)
             )
         except OSError as error:
-            msg = f"cannot write beside '{self.destination}': {error.strerror}. Choose another place."
+            blocker = next((each for each in self.destination.parents if each.is_file()), None)
+            why = f"'{blocker}' is a file" if blocker else error.strerror
+            msg = f"cannot write to '{self.destination}': {why}. Choose another place."
             raise UsageError(msg) from error
         self.path = self._holder / "result"
         self.path.mkdir()

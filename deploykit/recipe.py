@@ -70,8 +70,14 @@ class Recipe:
         from deploykit.runtimes import RUNTIMES
         from passes.targets import TARGETS
 
+        if not self.pass_names:
+            msg = "no passes are named. Name at least one, or leave the option out for every exact one."
+            raise UsageError(msg)
         for name in self.pass_names:
             registry.find(name)
+            if self.pass_names.count(name) > 1:
+                msg = f"the pass '{name}' is named twice. Name each pass once."
+                raise UsageError(msg)
         for name in self.options:
             if name not in self.pass_names:
                 msg = f"options are set for the pass '{name}', which does not run. Add it to the passes."

@@ -9,6 +9,8 @@ import click
 
 from deploykit.cli.narration import Narration
 from deploykit.cli.options import (
+    check_dump_dir,
+    check_shapes,
     command_line,
     model_options,
     output_options,
@@ -44,6 +46,8 @@ def command(
     """
     verbosity = set_verbosity(ctx, verbose, quiet, log_file)
     recipe = read_recipe(**given)
+    check_dump_dir(dump_dir)
+    check_shapes(source, recipe)
 
     from deploykit import pipeline
     from deploykit.cli.output import show

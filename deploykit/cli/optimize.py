@@ -10,6 +10,8 @@ import click
 
 from deploykit.cli.narration import Narration, closing_line
 from deploykit.cli.options import (
+    check_dump_dir,
+    check_shapes,
     command_line,
     model_options,
     output_options,
@@ -97,6 +99,8 @@ def command(
         raise UsageError(msg)
     began = time.monotonic()
     recipe = read_recipe(**given)
+    check_dump_dir(dump_dir)
+    check_shapes(source, recipe)
 
     from deploykit import pipeline
     from deploykit.cli.output import show

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import shlex
 import sys
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -16,7 +17,15 @@ from deploykit.errors import UsageError
 if TYPE_CHECKING:
     from deploykit.recipe import Recipe
 
-__all__ = ["command_line", "model_options", "output_options", "read_recipe", "set_verbosity"]
+__all__ = [
+    "check_dump_dir",
+    "check_shapes",
+    "command_line",
+    "model_options",
+    "output_options",
+    "read_recipe",
+    "set_verbosity",
+]
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -51,7 +60,7 @@ def model_options(command: Command) -> Command:
             "--keep",
             multiple=True,
             metavar="NAME",
-            help="Leave the channels of this node or tensor alone.",
+            help="Leave the channels of this node or tensor alone; repeat it for more.",
         ),
         click.option(
             "--masks", type=file, help="Zero what these masks (.npz, by weight) drop, first."
@@ -153,11 +162,49 @@ def read_recipe(
     if given.get("masks") is not None:
         given["masks"] = str(given["masks"].resolve())
     if given.get("inputs"):
+        for file in given["inputs"]:
+            if file.is_file() and not zipfile.is_zipfile(file):
+                msg = f"'{file}' is no .npz file. Inputs come in one with an array for each input, as numpy.savez writes it."
+                raise UsageError(msg)
         # The effective recipe lies in another folder, and must still name the same files there.
         given["inputs"] = tuple(str(file.resolve()) for file in given["inputs"])
     shapes = dict(recipes.parse_shape(text) for text in shape)
-    found = {key: value for key, value in given.items() if value not in (None, ())}
+    # No passes at all is a mistake that the recipe tells; flags that repeat are () where they were not given.
+    found = {
+        key: value
+        for key, value in given.items()
+        if value is not None and (value != () or key == "passes")
+    }
     return recipes.merge(base, options, shape={**base.shape, **shapes}, **found)
+
+
+def check_dump_dir(folder: Path | None) -> None:
+    """Refuse a folder for dumps that cannot be, before any work is done.
+
+    Raises:
+        UsageError: a file is in the way, or nothing can be written there.
+    """
+    if folder is None:
+        return
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        blocker = next((each for each in (folder, *folder.parents) if each.is_file()), None)
+        why = f"'{blocker}' is a file" if blocker else f"{error.strerror}"
+        msg = f"cannot write dumps to '{folder}': {why}. Give another folder."
+        raise UsageError(msg) from error
+
+
+def check_shapes(source: Path, recipe: Recipe) -> None:
+    """Check the sizes that a recipe gives before anything runs, whether or not it will be run.
+
+    Raises:
+        UsageError: the model has no such input, or one of another shape.
+    """
+    if recipe.shape:
+        from deploykit import model_io
+
+        model_io.check_shapes(model_io.load(source), recipe.shape)
 
 
 def command_line() -> str:

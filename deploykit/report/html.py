@@ -9,7 +9,15 @@ from collections.abc import Iterable, Sequence
 from html import escape
 
 from deploykit.report.records import Candidate, Layer, Report
-from deploykit.report.wording import group_skips, ratio_text, size_rows, verdict_sentence
+from deploykit.report.wording import (
+    group_skips,
+    latency_note,
+    ratio_text,
+    reference_text,
+    shown_warnings,
+    size_rows,
+    verdict_sentence,
+)
 
 __all__ = ["render"]
 
@@ -31,7 +39,9 @@ th, td { padding: .2rem 1rem .2rem 0; border-bottom: 1px solid var(--line); vert
 td.number, th.number { text-align: right; white-space: nowrap; }
 tr.chosen td { font-weight: 600; }
 td.name { overflow-wrap: anywhere; min-width: 9rem; }
-svg { display: block; } svg text { font: 11px system-ui, sans-serif; fill: var(--soft); }
+@media (max-width: 40rem) { h1, .verdict, p, td, th { overflow-wrap: anywhere; } td.name { min-width: 5rem; }
+  th, td { padding-right: .5rem; } td.number { white-space: normal; } body { margin: 1rem auto; } }
+svg { display: block; max-width: 100%; } svg text { font: 11px system-ui, sans-serif; fill: var(--soft); }
 .all { fill: var(--bar); } .kept { fill: var(--kept); } .good { fill: var(--good); stroke: var(--good); }
 .plain { fill: var(--kept); stroke: var(--kept); } .rule { stroke: var(--soft); stroke-dasharray: 3 3; }
 .warning { border-left: 3px solid var(--bad); padding-left: .8rem; }
@@ -51,7 +61,7 @@ def render(report: Report) -> str:
     body = [
         f"<h1>deploykit: {escape(report.source.path)}</h1>",
         verdict,
-        *(f'<p class="warning">{escape(warning)}</p>' for warning in report.warnings),
+        *(f'<p class="warning">{escape(warning)}</p>' for warning in shown_warnings(report)),
         _sizes(report),
         _validation(report),
         _candidates(report),
@@ -75,7 +85,12 @@ def _sizes(report: Report) -> str:
         [_cell(what), _number(before), _number(after), _number(change)]
         for what, before, after, change in size_rows(report)
     ]
-    return "<h2>Before and after</h2>" + _table(["", "#before", "#after", "#change"], rows)
+    note = latency_note(report)
+    return (
+        "<h2>Before and after</h2>"
+        + _table(["", "#before", "#after", "#change"], rows)
+        + (f'<p class="soft">{escape(note)}</p>' if note else "")
+    )
 
 
 def _validation(report: Report) -> str:
@@ -84,11 +99,17 @@ def _validation(report: Report) -> str:
         return ""
     return (
         "<h2>Same function?</h2><p>"
-        f"Outputs are <b>{escape(found.verdict)}</b> on {found.inputs} inputs. Largest error: {found.max_rel_error:.2g} of "
+        f"Outputs {_compared(found.verdict)} those of {reference_text(report)} on {found.inputs} inputs. "
+        f"Largest error: {found.max_rel_error:.2g} of "
         f"what an output moves by (allowed: {found.tolerance:.2g}), {found.max_abs_error:.2g} absolute"
         + (f", in '{escape(found.worst_output)}'" if found.worst_output else "")
         + ".</p>"
     )
+
+
+def _compared(verdict: str) -> str:
+    words = {"equal": "are <b>equal</b> to", "differs": "<b>differ</b> from"}
+    return words.get(verdict, f"are <b>{escape(verdict)}</b> with")
 
 
 def _candidates(report: Report) -> str:
@@ -143,7 +164,9 @@ def _interval_bar(row: Candidate, highest: float) -> str:
         f'<svg width="{BAR_WIDTH + 8}" height="18" role="img" aria-label="{row.ratio:.3f}">'
         f'<line class="rule" x1="{scale:.1f}" x2="{scale:.1f}" y1="0" y2="18"/>'
         f'<line class="{kind}" stroke-width="3" x1="{lo * scale:.1f}" x2="{hi * scale:.1f}" y1="9" y2="9"/>'
-        f'<circle class="{kind}" cx="{row.ratio * scale:.1f}" cy="9" r="4"/></svg>'
+        f'<line class="{kind}" stroke-width="2" x1="{lo * scale:.1f}" x2="{lo * scale:.1f}" y1="3" y2="15"/>'
+        f'<line class="{kind}" stroke-width="2" x1="{hi * scale:.1f}" x2="{hi * scale:.1f}" y1="3" y2="15"/>'
+        f'<circle class="{kind}" cx="{row.ratio * scale:.1f}" cy="9" r="3"/></svg>'
     )
 
 

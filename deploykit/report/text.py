@@ -11,7 +11,15 @@ from rich.table import Table
 from rich.text import Text
 
 from deploykit.report.records import Group, Layer, Report
-from deploykit.report.wording import group_skips, ratio_text, size_rows, verdict_sentence
+from deploykit.report.wording import (
+    group_skips,
+    latency_note,
+    ratio_text,
+    reference_text,
+    shown_warnings,
+    size_rows,
+    verdict_sentence,
+)
 
 __all__ = ["print_report", "render"]
 
@@ -52,6 +60,8 @@ def render(report: Report, *, all_layers: bool = False) -> RenderableType:
         Text(""),
         _sizes(report),
     ]
+    if latency_note(report):
+        parts.append(Text(latency_note(report), "dim"))
     if report.candidates:
         parts += [Text(""), _candidates(report)]
     layers = [layer for layer in report.layers if all_layers or _is_interesting(layer)]
@@ -71,7 +81,7 @@ def render(report: Report, *, all_layers: bool = False) -> RenderableType:
         parts += [Text(""), _skips(report)]
     if report.validation is not None:
         parts += [Text(""), Text(_validation_line(report))]
-    for warning in report.warnings:
+    for warning in shown_warnings(report):
         parts.append(Text.assemble(("warning: ", "bold yellow"), warning))
     return Rendered(*parts)
 
@@ -151,9 +161,15 @@ def _validation_line(report: Report) -> str:
     if found is None:
         return ""
     return (
-        f"outputs: {found.verdict} on {found.inputs} inputs; largest error {found.max_rel_error:.2g} of what an output "
+        f"outputs: {_compared(report)} on {found.inputs} inputs; largest error {found.max_rel_error:.2g} of what an output "
         f"moves by (allowed {found.tolerance:.2g}), {found.max_abs_error:.2g} absolute"
     )
+
+
+def _compared(report: Report) -> str:
+    verdict = "" if report.validation is None else report.validation.verdict
+    joint = {"equal": "equal to", "differs": "differ from"}.get(verdict, f"{verdict} with")
+    return f"{joint} those of {reference_text(report)}"
 
 
 def _arrow(before: int | None, after: int | None) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+import shlex
 from collections.abc import Sequence
 
 from deploykit.report.records import Candidate, Count, Report, Skip
@@ -14,11 +15,21 @@ __all__ = [
     "change_text",
     "count_text",
     "group_skips",
+    "latency_note",
     "latency_text",
     "ratio_text",
+    "reference_text",
+    "shown_warnings",
     "size_rows",
     "verdict_sentence",
 ]
+
+
+DETAIL = re.compile(r"'[^']*'|\b\d+\b")
+"""What sets reasons of one kind apart: a quoted name, or a number."""
+
+P99_SAMPLES = 100
+"""Fewer samples than this have no 99th percentile to speak of."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,7 +37,7 @@ class SkipGroup:
     """Skips for one kind of reason.
 
     Attributes:
-        reason: why; where the reasons differ in names and numbers, those are left out.
+        reason: why; where the reasons differ in names and numbers, the first name and the range of the numbers.
         advice: what can be done about it.
         skips: the skips.
     """
@@ -52,17 +63,37 @@ def group_skips(skips: Sequence[Skip]) -> tuple[SkipGroup, ...]:
     for skip in skips:
         groups.setdefault((_kind_of(skip.reason), skip.advice), []).append(skip)
     made = []
-    for (kind, advice), members in groups.items():
-        reasons = {skip.reason for skip in members}
-        made.append(
-            SkipGroup(reasons.pop() if len(reasons) == 1 else kind, advice, tuple(members))
-        )
+    for (_, advice), members in groups.items():
+        reasons = tuple(dict.fromkeys(skip.reason for skip in members))
+        made.append(SkipGroup(_common_reason(reasons), _as_typed(advice), tuple(members)))
     return tuple(sorted(made, key=lambda group: -len(group.skips)))
 
 
 def _kind_of(reason: str) -> str:
-    """A reason without the names and numbers of its case."""
-    return re.sub(r"'[^']*'|\b\d+\b", "…", reason)
+    """What reasons have in common that differ in the names and numbers of their cases only."""
+    return DETAIL.sub("…", reason)
+
+
+def _as_typed(advice: str) -> str:
+    """Advice of a pass, its options as they are given on a command line."""
+    return advice.replace("carry='bias-map'", "--set remove-channels.carry=bias-map")
+
+
+def _common_reason(reasons: Sequence[str]) -> str:
+    """Reasons of one kind as one: where they differ, the first name and how many more, or the range of a number."""
+    cases = [DETAIL.findall(reason) for reason in reasons]
+    told = []
+    for found in zip(*cases, strict=True):
+        values = list(dict.fromkeys(found))
+        if len(values) == 1:
+            told.append(values[0])
+        elif all(value.isdecimal() for value in values):
+            numbers = [int(value) for value in values]
+            told.append(f"{min(numbers)} to {max(numbers)}")
+        else:
+            told.append(f"{values[0]} and {len(values) - 1} more")
+    rest = iter(told)
+    return DETAIL.sub(lambda _: next(rest), reasons[0])
 
 
 def size_rows(report: Report) -> list[tuple[str, str, str, str]]:
@@ -89,15 +120,52 @@ def size_rows(report: Report) -> list[tuple[str, str, str, str]]:
                 f"x{profile.ratio.median:.3f} [{lo:.3f}, {hi:.3f}]",
             )
         )
-        rows.append(
-            (
-                f"latency p99 ({profile.clock})",
-                latency_text(profile.baseline.p99_s),
-                latency_text(profile.optimized.p99_s),
-                "",
+        if min(profile.baseline.samples, profile.optimized.samples) >= P99_SAMPLES:
+            rows.append(
+                (
+                    f"latency p99 ({profile.clock})",
+                    latency_text(profile.baseline.p99_s),
+                    latency_text(profile.optimized.p99_s),
+                    "",
+                )
             )
-        )
     return rows
+
+
+def latency_note(report: Report) -> str:
+    """Why the change of latency is not its quotient; nothing where nothing was measured."""
+    if report.profile is None:
+        return ""
+    return (
+        "The change of latency compares the models round by round, and the columns are medians of all rounds: "
+        "their quotient can differ from it."
+    )
+
+
+def reference_text(report: Report) -> str:
+    """What outputs were compared with."""
+    return "the masked model" if _has_masks(report) else "the original"
+
+
+def shown_warnings(report: Report) -> tuple[str, ...]:
+    """The warnings, without those about what the user asked for with --no-profile."""
+    asked = {"--no-profile", "--dry-run"} & set(_words(report))
+    return tuple(
+        warning
+        for warning in report.warnings
+        if not (asked and warning.startswith("'align-channels' did not run"))
+    )
+
+
+def _has_masks(report: Report) -> bool:
+    return any(word == "--masks" or word.startswith("--masks=") for word in _words(report))
+
+
+def _words(report: Report) -> list[str]:
+    try:
+        return shlex.split(report.command)
+    except ValueError:
+        return report.command.split()
 
 
 def verdict_sentence(report: Report) -> str:

@@ -133,9 +133,40 @@ def place_data(model, location, offset="0", length="16"):
     model.graph.initializer.append(tensor)
 
 
+def read_nothing(model):
+    model.graph.node[1].input[0] = "zz"
+
+
+def close_cycle(model):
+    model.graph.node[0].input[0] = model.graph.node[-1].output[0]
+
+
+def become_narrow_convolution(model):
+    weight = numpy_helper.from_array(np.ones((4, 15, 1, 1), np.float32), "narrow")
+    x, y = (
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", count, 8, 8])
+        for name, count in (("x", 32), ("y", 4))
+    )
+    node = helper.make_node("Conv", ["x", "narrow"], ["y"], "conv", group=2)
+    model.graph.CopyFrom(helper.make_graph([node], "g", [x], [y], [weight]))
+
+
+def add_bad_product(model):
+    wide = numpy_helper.from_array(np.ones((255, 300), np.float32), "wide")
+    model.graph.initializer.append(wide)
+    model.graph.node.append(helper.make_node("MatMul", ["x", "wide"], ["z"], "product"))
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
+        (read_nothing, "reads 'zz', which nothing in the model makes"),
+        (close_cycle, "has a cycle: node 'head' \\(Gemm\\) waits for its own result"),
+        (
+            become_narrow_convolution,
+            "'narrow' of node 'conv' .* takes 30 channels, and 'x' has 32",
+        ),
+        (add_bad_product, "no valid model: node 'product' \\(MatMul\\): "),
         (make_sparse, "'thin' first.*sparse_initializer.*Store them densely"),
         (make_sparse_branch, "sparse_initializer"),
         (lambda model: place_data(model, "gone.bin"), "'far' in 'gone.bin', which is missing"),
@@ -151,6 +182,16 @@ def test_what_would_go_wrong_silently_is_refused(tmp_path, change, message):
     path = saved(tmp_path / "m.onnx", change)
     with pytest.raises(UnsupportedModel, match=message):
         model_io.load(path)
+
+
+def test_nodes_in_any_order_are_read(tmp_path):
+    def turn(model):
+        nodes = list(model.graph.node)[::-1]
+        model.graph.ClearField("node")
+        model.graph.node.extend(nodes)
+
+    source = model_io.load(saved(tmp_path / "m.onnx", turn))
+    assert len(source.model.graph) == len(make_network().graph.node)
 
 
 @pytest.mark.parametrize(

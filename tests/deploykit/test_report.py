@@ -198,7 +198,7 @@ def test_reasons_that_differ_in_names_only_are_one_group():
         r.Skip("c", "it is quantized", "dequantize it"),
     ]
     first, second = wording.group_skips(skips)
-    assert first.reason == "it carries … channels into …"
+    assert first.reason == "it carries 3 to 14 channels into 'x.y' and 1 more"
     assert first.subjects == ("a", "b")
     assert second.reason == "it is quantized"
     record = r.PassRecord("p", True, True, {}, 0.0, (), tuple(skips))
@@ -212,3 +212,34 @@ def test_figures_are_put_as_people_read_them():
     assert wording.change_text(r.Count(200, 100)) == "-50.0 %"
     assert wording.change_text(r.Count(0, 100)) == "?"
     assert wording.change_text(r.Count(100, 100)) == "±0 %"
+
+
+def test_a_99th_percentile_needs_as_many_samples():
+    report = make_report()
+    assert not [row for row in wording.size_rows(report) if "p99" in row[0]]
+    many = dataclasses.replace(report.profile.baseline, samples=100)
+    profile = dataclasses.replace(report.profile, baseline=many, optimized=many)
+    report = make_report(profile=profile)
+    assert [row[1] for row in wording.size_rows(report) if "p99" in row[0]] == ["7 ms"]
+
+
+@pytest.mark.parametrize(
+    ("command", "expected"),
+    [
+        ("deploykit optimize m.onnx --masks m.npz", "those of the masked model"),
+        ("deploykit optimize masks.onnx", "those of the original"),
+    ],
+)
+def test_it_is_said_what_outputs_are_equal_to(command, expected):
+    report = make_report(command=command)
+    out = io.StringIO()
+    text.print_report(report, console=Console(file=out, width=400))
+    assert f"equal to {expected}" in out.getvalue()
+    assert expected in page.render(report)
+
+
+def test_what_the_user_asked_for_is_no_warning():
+    warning = "'align-channels' did not run: nothing was measured"
+    report = make_report(command="deploykit optimize m --no-profile", warnings=(warning, "w"))
+    assert wording.shown_warnings(report) == ("w",)
+    assert wording.shown_warnings(make_report(warnings=(warning,))) == (warning,)
