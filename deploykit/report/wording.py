@@ -185,7 +185,7 @@ def verdict_sentence(report: Report) -> str:
             )
             return f"Smaller, {speed}: {_fewer(size.parameters)} parameters, {_fewer(size.bytes)} bytes."
         case "differs":
-            return f"No model was written: {reason}."
+            return f"No model was written: {reason.removesuffix('. No model was written')}."
         case "planned":
             return (
                 f"Exact removal would leave {count_text(size.parameters.after)} of "
