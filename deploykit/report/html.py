@@ -39,9 +39,9 @@ th, td { padding: .2rem 1rem .2rem 0; border-bottom: 1px solid var(--line); vert
 td.number, th.number { text-align: right; white-space: nowrap; }
 tr.chosen td { font-weight: 600; }
 td.name { overflow-wrap: anywhere; min-width: 9rem; }
-@media (max-width: 40rem) { h1, .verdict, p, td, th { overflow-wrap: anywhere; } td.name { min-width: 5rem; }
-  th, td { padding-right: .5rem; } td.number { white-space: normal; } body { margin: 1rem auto; } }
-svg { display: block; max-width: 100%; } svg text { font: 11px system-ui, sans-serif; fill: var(--soft); }
+@media (max-width: 40rem) { p { overflow-wrap: anywhere; } td.name { min-width: 5rem; }
+  th, td { padding-right: .5rem; } svg { width: 6rem; } body { margin: 1rem auto; } }
+svg { display: block; } svg text { font: 11px system-ui, sans-serif; fill: var(--soft); }
 .all { fill: var(--bar); } .kept { fill: var(--kept); } .good { fill: var(--good); stroke: var(--good); }
 .plain { fill: var(--kept); stroke: var(--kept); } .rule { stroke: var(--soft); stroke-dasharray: 3 3; }
 .warning { border-left: 3px solid var(--bad); padding-left: .8rem; }
@@ -161,7 +161,7 @@ def _interval_bar(row: Candidate, highest: float) -> str:
     lo, hi = row.ci95 or (row.ratio, row.ratio)
     kind = "good" if row.chosen else "plain"
     return (
-        f'<svg width="{BAR_WIDTH + 8}" height="18" role="img" aria-label="{row.ratio:.3f}">'
+        f'<svg width="{BAR_WIDTH + 8}" height="18" viewBox="0 0 {BAR_WIDTH + 8} 18" role="img" aria-label="{row.ratio:.3f}">'
         f'<line class="rule" x1="{scale:.1f}" x2="{scale:.1f}" y1="0" y2="18"/>'
         f'<line class="{kind}" stroke-width="3" x1="{lo * scale:.1f}" x2="{hi * scale:.1f}" y1="9" y2="9"/>'
         f'<line class="{kind}" stroke-width="2" x1="{lo * scale:.1f}" x2="{lo * scale:.1f}" y1="3" y2="15"/>'
@@ -202,7 +202,7 @@ def _channel_bar(layer: Layer) -> str:
     scale = BAR_WIDTH / max(before, after, 1)
     label = f"{before} before, {after} after"
     return (
-        f'<svg width="{BAR_WIDTH}" height="14" role="img" aria-label="{label}">'
+        f'<svg width="{BAR_WIDTH}" height="14" viewBox="0 0 {BAR_WIDTH} 14" role="img" aria-label="{label}">'
         f'<rect class="all" x="0" y="2" height="10" width="{before * scale:.1f}"/>'
         f'<rect class="kept" x="0" y="2" height="10" width="{after * scale:.1f}"/></svg>'
     )
