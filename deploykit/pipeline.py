@@ -21,7 +21,7 @@ import numpy as np
 import deploykit
 from deploykit import candidates, groups, layers, model_io, size
 from deploykit.choice import ORIGINAL, Choice, Form, choose, shortlist
-from deploykit.errors import ModelError, PassFailed
+from deploykit.errors import ModelError, PassFailed, RuntimeUnavailable
 from deploykit.instruments import Dump
 from deploykit.masks import apply_masks, read_masks
 from deploykit.output_folder import OutputFolder
@@ -29,11 +29,13 @@ from deploykit.profile import SCREENING, Measurement, Settings, device, measure
 from deploykit.recipe import Recipe, to_toml
 from deploykit.report import html, records
 from deploykit.validate import (
+    FIRST_SIZES,
     Reference,
     Validation,
     compare,
     find_inputs,
     load_inputs,
+    resolve_shapes,
     run_reference,
 )
 
@@ -259,11 +261,12 @@ def plan(request: Request, *, progress: Progress = silent) -> records.Report:
     steps = candidates.plan_steps(recipe, target)
     progress("planning")
     instruments = [Dump(request.dump_dir)] if request.dump_dir is not None else []
+    shapes, notes = _assumed_shapes(request.source, model, recipe)
     made = next(candidates.make(model, steps, instruments=instruments))
     if isinstance(made, candidates.Unmade):
         raise ModelError(made.reason)
-    before = size.count(model, recipe.shape)
-    after = size.count(made.model, recipe.shape)
+    before = size.count(model, shapes)
+    after = size.count(made.model, shapes)
     return records.Report(
         command=request.command,
         versions=_versions(),
@@ -283,8 +286,8 @@ def plan(request: Request, *, progress: Progress = silent) -> records.Report:
         layers=layers.compare(model, made.model),
         verdict="planned",
         groups=groups.find_groups(model),
-        reason="this is what exact removal would do; nothing was run or written",
-        warnings=_left_out_warnings(steps) if recipe.passes is not None else (),
+        reason="this is what exact removal would do; nothing was measured or written",
+        warnings=(*notes, *(_left_out_warnings(steps) if recipe.passes is not None else ())),
         elapsed_s=time.perf_counter() - began,
     )
 
@@ -316,9 +319,67 @@ def _start(path: Path, recipe: Recipe, work: Path) -> Start:
             feeds = [
                 each for file in recipe.inputs for each in load_inputs(file, session.inputs)
             ] + feeds
-    reference = run_reference(original, feeds)
+    reference = run_reference(original, feeds, given=len(feeds) - len(inputs.feeds))
     shapes = {name: array.shape for name, array in feeds[0].items()}
+    if not recipe.inputs:
+        warnings += _assumption(model, recipe, shapes)
     return Start(source, model, original, reference, size.count(model, shapes), tuple(warnings))
+
+
+def _assumed_shapes(
+    path: Path, model: ir.Model, recipe: Recipe
+) -> tuple[dict[str, tuple[int, ...]], list[str]]:
+    """The sizes that `optimize` would count and measure with, and a note where they are a guess.
+
+    Those that the runtime takes; the first ones of the list if there is none, or it does not take the model.
+
+    Raises:
+        UsageError: the sizes that were given do not fit the inputs that leave some open.
+    """
+    from deploykit.runtimes import TensorSpec
+
+    specs = [
+        TensorSpec(
+            value.name or "",
+            "" if value.dtype is None else value.dtype.name.lower(),
+            tuple(
+                (part if part >= 0 else None) if isinstance(part, int) else part.value
+                for part in value.shape
+            ),
+        )
+        for value in model.graph.inputs
+        if value.shape is not None and value.name not in model.graph.initializers
+    ]
+    shapes = resolve_shapes(specs, recipe.shape, FIRST_SIZES[0])
+    notes = _assumption(model, recipe, shapes)
+    if notes:
+        try:
+            feeds = find_inputs(path, recipe.shape, count=1).feeds[0]
+        except (ModelError, RuntimeUnavailable):
+            return shapes, notes
+        shapes = {name: array.shape for name, array in feeds.items()}
+        notes = _assumption(model, recipe, shapes)
+    return shapes, notes
+
+
+def _assumption(
+    model: ir.Model, recipe: Recipe, shapes: Mapping[str, tuple[int, ...]]
+) -> list[str]:
+    """Says which sizes were assumed for inputs that leave some open; nothing if none were."""
+    guessed = [
+        f"{value.name} {list(shapes[value.name])}"
+        for value in model.graph.inputs
+        if value.name is not None
+        and value.name in shapes
+        and value.name not in recipe.shape
+        and value.shape is not None
+        and not all(isinstance(part, int) and part >= 0 for part in value.shape)
+    ]
+    if not guessed:
+        return []
+    return [
+        f"the model leaves sizes open; figures are for {', '.join(guessed)}: give others with --shape"
+    ]
 
 
 def _masked(source: model_io.Source, recipe: Recipe) -> ir.Model:
@@ -408,7 +469,7 @@ def _decide(job: Job) -> Decision:
     if job.is_exact and validations[plain.form.name].verdict == "differs":
         reason = (
             f"the outputs differ from the original's ({_difference(validations[plain.form.name])}), although every "
-            "pass is exact: please report this as a bug, with the model. No model was written."
+            "pass is exact: please report this as a bug, with the model"
         )
         return Decision("differs", reason, plain, validations)
     if job.recipe.profile:
@@ -423,7 +484,12 @@ def _decide(job: Job) -> Decision:
     reason = choice.reason
     if verdict == "unchanged" and chosen is not None:
         rest = "nothing else made it faster" if measured else "nothing was measured"
-        reason, chosen = f"nothing worth while could be removed, and {rest}", None
+        reason = f"nothing worth while could be removed, and {rest}"
+        if chosen.size.parameters < job.start.size.parameters:
+            reason = f"'{chosen.form.name}' has fewer parameters, but its constants take no fewer bytes, and {rest}"
+        chosen = None
+    if chosen is None and job.recipe.masks is not None:
+        reason += "; model.onnx is the original with the masks applied"
     return Decision(verdict, reason, chosen, validations, measured)
 
 
@@ -489,7 +555,11 @@ def _verdict(
     if measured and measured[-1].ratios[chosen.form.name].hi < 1.0:
         return "faster"
     bytes_before = _source_bytes(start)
-    fewer = chosen.size.parameters < start.size.parameters and chosen.bytes < bytes_before
+    # The bytes of constants count: what nodes and names take in a file of a few kilobytes says nothing.
+    fewer = (
+        chosen.size.parameters < start.size.parameters
+        and chosen.size.constant_bytes < start.size.constant_bytes
+    )
     if fewer or chosen.bytes < SMALLER * bytes_before:
         return "smaller"
     return "unchanged"
@@ -521,6 +591,10 @@ def _report(job: Job, decided: Decision) -> records.Report:
     validation = decided.validations.get(shown.form.name)
     if validation is not None:
         warnings += validation.notes
+    if is_written and shown.bytes > bytes_before:
+        warnings.append(
+            "the file is larger although its constants take fewer bytes: nodes and names were added"
+        )
     final = decided.measured[-1] if decided.measured else None
     if final is not None and final.truncated:
         warnings.append("the measurement was cut short; intervals are wider than they need be")

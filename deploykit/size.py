@@ -12,16 +12,24 @@ if TYPE_CHECKING:
 
     from passes.shapes import Sizes
 
-__all__ = ["ModelSize", "count", "count_macs"]
+__all__ = ["ModelSize", "count", "count_macs", "longest_sum"]
 
 
 @dataclasses.dataclass(frozen=True)
 class ModelSize:
-    """The size of one model; `macs` is None where no shape of any product is known."""
+    """The size of one model.
+
+    Attributes:
+        parameters: elements of its weights.
+        macs: multiply-accumulates; None where the shapes of a product are not known.
+        nodes: nodes of its main graph.
+        constant_bytes: bytes of its constants, which are what is left of a file without its names and nodes.
+    """
 
     parameters: int
     macs: int | None
     nodes: int
+    constant_bytes: int = 0
 
 
 def count(model: ir.Model, input_shapes: Mapping[str, tuple[int, ...]]) -> ModelSize:
@@ -33,14 +41,64 @@ def count(model: ir.Model, input_shapes: Mapping[str, tuple[int, ...]]) -> Model
     """
     from passes.weights import parameter_count
 
-    return ModelSize(parameter_count(model), count_macs(model, input_shapes), len(model.graph))
+    return ModelSize(
+        parameter_count(model),
+        count_macs(model, input_shapes),
+        len(model.graph),
+        _constant_bytes(model),
+    )
 
 
 def count_macs(model: ir.Model, input_shapes: Mapping[str, tuple[int, ...]]) -> int | None:
     """Multiply-accumulates of Conv, ConvTranspose, Gemm and MatMul nodes of the main graph.
 
-    Nodes whose shapes are not known are left out; None if that is so for all of them, or sizes cannot be measured.
+    None if the sizes of one of them are not known: a sum without it would be compared with one that has it.
     """
+    fixed, sizes = _measure(model, input_shapes)
+    if sizes is None:
+        return None
+    total = 0
+    for node in fixed.graph:
+        if node.op_type in PRODUCTS:
+            macs = _node_macs(node, sizes)
+            if macs is None:
+                return None
+            total += macs
+    return total
+
+
+def longest_sum(model: ir.Model, input_shapes: Mapping[str, tuple[int, ...]]) -> int:
+    """The most numbers that one element of a product, a mean or a sum adds up, as far as sizes are known."""
+    fixed, sizes = _measure(model, input_shapes)
+    longest = 1
+    if sizes is None:
+        return longest
+    for node in fixed.graph:
+        first = None if not node.inputs or node.inputs[0] is None else node.inputs[0]
+        read = None if first is None else sizes.shape.get(first)
+        out = sizes.shape.get(node.outputs[0])
+        if read is None or not out or 0 in out:
+            continue
+        if node.op_type in PRODUCTS:
+            longest = max(longest, (_node_macs(node, sizes) or 0) // math.prod(out))
+        elif node.op_type in MEANS:
+            longest = max(longest, math.prod(read) // math.prod(out))
+    return longest
+
+
+def _constant_bytes(model: ir.Model) -> int:
+    held = [value.const_value for value in model.graph.initializers.values()]
+    for node in model.graph:
+        if node.op_type == "Constant":
+            value = node.attributes.get("value")
+            held.append(None if value is None else value.as_tensor())
+    return sum(tensor.nbytes for tensor in held if tensor is not None)
+
+
+def _measure(
+    model: ir.Model, input_shapes: Mapping[str, tuple[int, ...]]
+) -> tuple[ir.Model, Sizes | None]:
+    """A copy with inputs of these sizes, and the sizes of its values; None if inference refuses it."""
     import onnx_ir as ir
 
     from passes.errors import PassError
@@ -52,11 +110,59 @@ def count_macs(model: ir.Model, input_shapes: Mapping[str, tuple[int, ...]]) -> 
             value.shape = ir.Shape(input_shapes[value.name])
     try:
         sizes = measure(fixed)
+        if _spell_out_patches(fixed, sizes):
+            sizes = measure(fixed)
     except PassError:
-        return None
-    counted = [_node_macs(node, sizes) for node in fixed.graph if node.op_type in PRODUCTS]
-    known = [macs for macs in counted if macs is not None]
-    return sum(known) if known or not counted else None
+        return fixed, None
+    return fixed, sizes
+
+
+def _spell_out_patches(model: ir.Model, sizes: Sizes) -> bool:
+    """Turn overwritten elements of computed shapes into a choice between two vectors; returns whether there are any.
+
+    Removal overwrites them with ScatterElements, which neither shape inference nor `measure` evaluates.
+    """
+    import numpy as np
+    import onnx_ir as ir
+
+    from passes.weights import constant, new_initializer
+
+    found = False
+    for node in [node for node in model.graph if node.op_type == "ScatterElements"]:
+        data, where, numbers = node.inputs[:3]
+        shape = None if data is None else sizes.shape.get(data)
+        places = None if where is None else constant(where)
+        given = None if numbers is None else constant(numbers)
+        plain = "reduction" not in node.attributes
+        if (
+            data is None
+            or places is None
+            or given is None
+            or not plain
+            or shape is None
+            or len(shape) != 1
+        ):
+            continue
+        if given.dtype != np.int64 or not (abs(places) <= shape[0] - (places >= 0)).all():
+            continue
+        mask, filled = np.zeros(shape, bool), np.zeros(shape, np.int64)
+        mask[places], filled[places] = True, given
+        name = node.outputs[0].name
+        choice = ir.node(
+            "Where",
+            [
+                new_initializer(model.graph, f"{name}_is_given", mask),
+                new_initializer(model.graph, f"{name}_given", filled),
+                data,
+            ],
+        )
+        written = choice.outputs[0]
+        written.name, written.dtype = f"{name}_chosen", ir.DataType.INT64
+        node.outputs[0].replace_all_uses_with(written)
+        model.graph.insert_before(node, choice)
+        model.graph.remove(node, safe=True)
+        found = True
+    return found
 
 
 def _node_macs(node: ir.Node, sizes: Sizes) -> int | None:
@@ -79,3 +185,5 @@ def _node_macs(node: ir.Node, sizes: Sizes) -> int | None:
 
 
 PRODUCTS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
+
+MEANS = frozenset({"AveragePool", "GlobalAveragePool", "ReduceMean", "ReduceSum"})

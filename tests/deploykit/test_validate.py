@@ -64,6 +64,41 @@ def test_an_output_that_hardly_moves_does_not_excuse_what_it_lost(write):
     assert "less than 1% of its size on 5 of 5" in result.notes[0]
 
 
+def test_rounding_is_no_difference_and_grows_with_the_length_of_sums(write):
+    # A mean of 10,000 numbers may err by a hundred roundings of the output, 1.2e-5 of its size.
+    mean = (
+        "g (float[1,1,100,100] x) => (float[1,1] y) <float s = {{0.0000001}}, float c = {{{}}}>"
+        " {{ t = Mul(x, s) m = ReduceMean<keepdims = 0>(t, axes) y = Add(m, c) }}"
+    ).replace("float c", "int64[2] axes = {{2, 3}}, float c")
+    inputs = [{"x": feeds["x"].reshape(1, 1, 100, 100)} for feeds in normals(size=10000)]
+    a = write("a", mean.format(1.0))
+    near, far = write("b", mean.format(1.000006)), write("c", mean.format(1.00003))
+    for tolerance in (None, 1e-4):
+        found = validate(a, near, inputs, tolerance)
+        assert found.verdict == "equal"
+        assert found.max_rel_error > found.tolerance
+        assert any("within the rounding" in note for note in found.notes)
+        assert validate(a, far, inputs, tolerance).verdict == "differs"
+    # Sums of one number err by less: the same error is a difference there.
+    plain = "g (float[4] x) => (float[4] y) <float s = {{0.0000001}}, float c = {{{}}}> {{ t = Mul(x, s) y = Add(t, c) }}"
+    one, other = write("d", plain.format(1.0)), write("e", plain.format(1.000006))
+    assert validate(one, other, normals()).verdict == "differs"
+
+
+@pytest.mark.parametrize(
+    ("first", "said"), [(1.0, "2 of the given ones"), (1e4, "the 2 given ones that tell")]
+)
+def test_weak_generated_inputs_are_told_apart_from_given_ones(write, first, said):
+    model = write(
+        "a",
+        "g (float[4] x) => (float[4] y) <float s = {0.001}, float c = {10}> { t = Mul(x, s) y = Add(t, c) }",
+    )
+    inputs = [*normals(2, scale=first), *normals(5)]
+    reference = module.run_reference(model, inputs, given=2)
+    (note,) = module.compare(reference, model).notes
+    assert said in note
+
+
 def test_what_the_original_owes_to_the_order_of_its_sums_is_no_difference(write, monkeypatch):
     a, b = write("a", scaled(1.0)), write("b", scaled(1.002))
     sizes = [float(np.abs(feeds["x"]).max()) for feeds in normals()]
