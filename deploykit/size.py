@@ -109,60 +109,9 @@ def _measure(
         if value.name and value.name in input_shapes:
             value.shape = ir.Shape(input_shapes[value.name])
     try:
-        sizes = measure(fixed)
-        if _spell_out_patches(fixed, sizes):
-            sizes = measure(fixed)
+        return fixed, measure(fixed)
     except PassError:
         return fixed, None
-    return fixed, sizes
-
-
-def _spell_out_patches(model: ir.Model, sizes: Sizes) -> bool:
-    """Turn overwritten elements of computed shapes into a choice between two vectors; returns whether there are any.
-
-    Removal overwrites them with ScatterElements, which neither shape inference nor `measure` evaluates.
-    """
-    import numpy as np
-    import onnx_ir as ir
-
-    from passes.weights import constant, new_initializer
-
-    found = False
-    for node in [node for node in model.graph if node.op_type == "ScatterElements"]:
-        data, where, numbers = node.inputs[:3]
-        shape = None if data is None else sizes.shape.get(data)
-        places = None if where is None else constant(where)
-        given = None if numbers is None else constant(numbers)
-        plain = "reduction" not in node.attributes
-        if (
-            data is None
-            or places is None
-            or given is None
-            or not plain
-            or shape is None
-            or len(shape) != 1
-        ):
-            continue
-        if given.dtype != np.int64 or not (abs(places) <= shape[0] - (places >= 0)).all():
-            continue
-        mask, filled = np.zeros(shape, bool), np.zeros(shape, np.int64)
-        mask[places], filled[places] = True, given
-        name = node.outputs[0].name
-        choice = ir.node(
-            "Where",
-            [
-                new_initializer(model.graph, f"{name}_is_given", mask),
-                new_initializer(model.graph, f"{name}_given", filled),
-                data,
-            ],
-        )
-        written = choice.outputs[0]
-        written.name, written.dtype = f"{name}_chosen", ir.DataType.INT64
-        node.outputs[0].replace_all_uses_with(written)
-        model.graph.insert_before(node, choice)
-        model.graph.remove(node, safe=True)
-        found = True
-    return found
 
 
 def _node_macs(node: ir.Node, sizes: Sizes) -> int | None:

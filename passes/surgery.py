@@ -37,6 +37,15 @@ def operate(
         shapes: the sizes that activations have afterwards; only axes that changed are written.
     """
     edits = list(edits)
+    # before anything else, because nodes that are added take their shapes from those they follow
+    for value, sizes in shapes.items():
+        if value.shape is not None and len(value.shape) == len(sizes):
+            value.shape = ir.Shape(
+                [
+                    size if isinstance(before, int) else before
+                    for before, size in zip(value.shape, sizes, strict=True)
+                ]
+            )
     read = [value for value in model.graph.initializers.values() if value.uses()]
     # merges name channels by their old places, so they come before anything is cut
     for edit in edits:
@@ -47,14 +56,6 @@ def operate(
     for value in read:
         if not value.uses() and not value.is_graph_output() and not value.is_graph_input():
             del model.graph.initializers[value.name or ""]
-    for value, sizes in shapes.items():
-        if value.shape is not None and len(value.shape) == len(sizes):
-            value.shape = ir.Shape(
-                [
-                    size if isinstance(before, int) else before
-                    for before, size in zip(value.shape, sizes, strict=True)
-                ]
-            )
 
 
 def carry_out(edits: Iterable[Edit]) -> None:
@@ -328,20 +329,24 @@ def patch(edit: Patch) -> None:
     value = node.outputs[0] if edit.index is None else node.inputs[edit.index]
     if value is None:
         return
-    where = weights.new_initializer(
-        graph, f"{value.name}_positions", np.asarray(edit.positions, dtype=np.int64)
-    )
-    numbers = weights.new_initializer(
-        graph, f"{value.name}_numbers", np.asarray(edit.values, dtype=np.int64)
-    )
-    writer = ir.node("ScatterElements", [value, where, numbers], attributes={"axis": 0})
+    kind = np.int64 if value.dtype is None else value.dtype.numpy()
+    # a choice between two vectors, because inference understands that, and no scattering
+    mask, numbers = np.zeros(edit.length, dtype=bool), np.zeros(edit.length, dtype=kind)
+    mask[list(edit.positions)], numbers[list(edit.positions)] = True, edit.values
+    constants = [
+        weights.new_initializer(graph, f"{value.name}_is_set", mask),
+        weights.new_initializer(graph, f"{value.name}_set", numbers),
+    ]
+    writer = ir.node("Where", [*constants, value])
     written = writer.outputs[0]
-    written.name = f"{value.name}_resized_for_{node.name or node.outputs[0].name}"
-    writer.name = written.name
+    # a second pass may patch what a first one has patched
+    label = f"{value.name}_resized_for_{node.name or node.outputs[0].name}"
+    taken = weights.value_names(graph) | {other.name for other in graph}
+    writer.name = written.name = untaken(label, taken)
     written.type, written.shape = value.type, value.shape
     if edit.index is None:
         ir.convenience.replace_all_uses_with(value, written)
-        writer.replace_input_with(0, value)
+        writer.replace_input_with(2, value)
         graph.insert_after(node, [writer])
     else:
         node.replace_input_with(edit.index, written)

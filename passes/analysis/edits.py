@@ -97,12 +97,14 @@ class Patch:
         index: which of its inputs, or None for its first output, for all who read it.
         positions: which elements.
         values: their new numbers.
+        length: of the vector.
     """
 
     node: ir.Node
     index: int | None
     positions: tuple[int, ...]
     values: tuple[int, ...]
+    length: int
 
 
 @dataclasses.dataclass(frozen=True)

@@ -263,11 +263,17 @@ class Replay:
         if not sizes:
             return
         if known is None:
-            self.edit(Patch(node, index, tuple(sizes), tuple(sizes.values())))
+            self.edit(
+                Patch(node, index, tuple(sizes), tuple(sizes.values()), self.length(value))
+            )
         else:
             array = known.copy()
             array[list(sizes)] = list(sizes.values())
             self.edit(SetInput(node, index, array))
+
+    def length(self, vector: ir.Value | None) -> int:
+        """How many elements a 1-D vector has."""
+        return 0 if vector is None else self.old_shape(vector)[0]
 
     def edit(self, edit: Edit) -> None:
         """Write down a change."""

@@ -22,13 +22,13 @@ def test_a_product_of_unknown_size_makes_the_total_unknown():
 def test_shapes_with_overwritten_elements_are_followed():
     # What removal makes of a Reshape: its computed sizes, with one of them replaced.
     model = parsed(
-        """g (float[N,6] x) => (float[N,M] y) <int64[1] two = {2}, int64[1] place = {-1}, int64[1] given = {3},
+        """g (float[N,6] x) => (float[N,M] y) <int64[1] two = {2}, bool[3] is_set = {0,0,1}, int64[3] given = {0,0,3},
         float[3,5] w = {1,1,1,1,1,1,1,1,1,1,1,1,1,1,1}>
         { n = Shape<start = 0, end = 1>(x) s = Concat<axis = 0>(n, two, two)
-          p = ScatterElements<axis = 0>(s, place, given) r = Reshape(x, p) y = MatMul(r, w) }"""
+          p = Where(is_set, given, s) r = Reshape(x, p) y = MatMul(r, w) }"""
     )
     nodes = [node.op_type for node in model.graph]
     assert size.count_macs(model, {"x": (4, 6)}) == 4 * 2 * 3 * 5
     assert [node.op_type for node in model.graph] == nodes
     assert size.longest_sum(model, {"x": (4, 6)}) == 3
-    assert size.count(model, {"x": (4, 6)}).constant_bytes == 3 * 8 + 15 * 4
+    assert size.count(model, {"x": (4, 6)}).constant_bytes == 4 * 8 + 3 + 15 * 4

@@ -677,4 +677,4 @@ class ShapeOf:
         )
         if positions:
             numbers = tuple(before[position + start] for position in positions)
-            r.edit(Patch(node, None, positions, numbers))
+            r.edit(Patch(node, None, positions, numbers, r.length(node.outputs[0])))
