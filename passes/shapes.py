@@ -44,6 +44,14 @@ DATA_DEPENDENT: Final = frozenset(
 )
 """Ops whose output sizes no stand-in can settle."""
 
+SEQUENCES: Final = frozenset(
+    {
+        *("SplitToSequence", "SequenceConstruct", "SequenceEmpty", "SequenceInsert"),
+        *("SequenceErase", "SequenceMap"),
+    }
+)
+"""Ops that make sequences of tensors."""
+
 WHOLE: Final = frozenset(
     ir.DataType[name]
     for name in (
@@ -178,8 +186,18 @@ def infer(model: ir.Model, *, strict: bool = True) -> None:
     Raises:
         PassError: inference failed. onnx_ir by itself only logs that, and goes on.
     """
+    # onnx_ir takes over the element type alone, which would make a tensor of a sequence that was not declared
+    sequences = [
+        value
+        for node in model.graph.all_nodes()
+        if node.op_type in SEQUENCES and node.domain in STANDARD
+        for value in node.outputs
+        if value.type is None
+    ]
     with recorded("onnx_ir.passes.common.shape_inference") as failures:
         ShapeInferencePass(check_type=strict, strict_mode=strict, data_prop=True)(model)
+    for value in sequences:
+        value.type = value.shape = None
     for failure in failures:
         msg = f"shape inference refuses the model: {str(failure).strip()}. Is it valid? Check it before optimizing."
         raise PassError(msg) from failure

@@ -46,6 +46,9 @@ FOLDED: Final = frozenset(
 )
 """Ops that are carried out on weights. Expand and Tile are not: they make more of what is there."""
 
+BIASED: Final = frozenset({"Conv", "ConvTranspose", "Gemm"})
+"""Ops whose third input is a bias."""
+
 
 class Tidy(Pass):
     """Turn constants into initializers, fold what they determine, drop what does nothing."""
@@ -62,6 +65,7 @@ class Tidy(Pass):
             ("functions of the model, inlined", inline(model)),
             ("Constant nodes, turned into initializers", lift_constants(graph)),
             ("nodes that pass their input on", bypass(graph)),
+            ("casts to a type that is known", settle_types(graph)),
             ("nodes that compute fixed sizes", fold_sizes(model)),
             ("nodes that compute weights from constants", fold_weights(graph)),
             ("unused nodes", drop_unused_nodes(graph)),
@@ -165,6 +169,21 @@ def captured(value: ir.Value, graph: ir.Graph) -> bool:
     return any(node.graph is not graph for node in value.consumers())
 
 
+def settle_types(graph: ir.Graph) -> int:
+    """Turn every CastLike to a type that is known into a Cast; returns their number."""
+    count = 0
+    for node in list(graph):
+        like = node.inputs[1] if node.op_type == "CastLike" else None
+        if like is None or like.dtype is None or node.domain not in shapes.STANDARD:
+            continue
+        node.op_type = "Cast"
+        node.attributes["to"] = ir.AttrInt64("to", like.dtype)
+        node.resize_inputs(1)
+        node.outputs[0].dtype = like.dtype
+        count += 1
+    return count
+
+
 def fold_sizes(model: ir.Model) -> int:
     """Fold arithmetic on sizes that are the same whatever the inputs' open sizes; returns the number of nodes."""
     if not any(
@@ -200,7 +219,7 @@ def fold_weights(graph: ir.Graph) -> int:
         if not foldable(node):
             continue
         size = result_bytes(node)
-        small = size <= ALWAYS_SMALL_BYTES
+        small = size <= ALWAYS_SMALL_BYTES or is_bias(node)
         if small or (node.op_type in FOLDED and size <= freed_bytes(node)):
             found = integers.evaluate(node, [weights.constant(value) for value in node.inputs])
             if found is not None:
@@ -233,6 +252,15 @@ def is_plain(dtype: ir.DataType) -> bool:
 def cast_target(node: ir.Node) -> ir.DataType:
     """The type that a Cast node converts to."""
     return ir.DataType(node.attributes.get_int("to", 0))
+
+
+def is_bias(node: ir.Node) -> bool:
+    """Whether the node makes nothing but biases, each of which is small beside its layer's weight."""
+    uses = node.outputs[0].uses()
+    return bool(uses) and all(
+        use.idx == 2 and use.node.op_type in BIASED and use.node.domain in shapes.STANDARD
+        for use in uses
+    )
 
 
 def result_bytes(node: ir.Node) -> float:

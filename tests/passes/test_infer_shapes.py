@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 import pytest
 
@@ -69,3 +70,19 @@ def test_sizes_that_do_not_fit_are_refused() -> None:
         PassError, match=r"shape inference refuses the model: .*ncompatible dim"
     ):
         InferShapes()(model)
+
+
+def test_a_sequence_that_nobody_declared_is_not_taken_for_a_tensor() -> None:
+    model = ir.from_onnx_text("""
+<ir_version: 9, opset_import: ["": 18]>
+g (float[N,4] x) => (float[N,2] y)
+<int64 one = {1}, int64[2] sizes = {2, 2}>
+{
+    parts = SplitToSequence <axis = 1> (x, sizes)
+    part = SequenceAt (parts, one)
+    y = Relu (part)
+}
+""")
+    InferShapes()(model)
+    onnx.checker.check_model(ir.to_proto(model), full_check=True)
+    assert not isinstance(model.graph[0].outputs[0].type, ir.TensorType)

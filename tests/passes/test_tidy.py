@@ -219,3 +219,26 @@ def test_listing_an_initializer_as_input_means_overridable_since_version_4(
         assert names == ["x", "w"]
         assert ops(model) == ["Sqrt", "Add"]
         assert not report.modified
+
+
+def test_a_bias_that_is_spelled_out_by_its_weight_becomes_a_constant() -> None:
+    # what an exporter leaves of a layer without bias: zeros like the input, as many as the weight has rows
+    model = ir.from_onnx_text("""
+<ir_version: 9, opset_import: ["": 18]>
+g (float[N,1,4] x) => (float[N,300,4] y)
+<float zero = {0}, int64[1] one = {1}, int64[3] sizes = {300, 1, 1}>
+{
+    w = ConstantOfShape <value = float[1] {0.5}> (sizes)
+    rows = Shape <start = 0, end = 1> (w)
+    many = Expand (rows, one)
+    typed = CastLike (zero, x)
+    b = Expand (typed, many)
+    c = Conv (x, w, b)
+    y = CastLike (c, x)
+}
+""")
+    twin = tidied(model, {"x": draw(2, 1, 4)})
+    conv = next(node for node in twin.graph if node.op_type == "Conv")
+    assert weights.constant(conv.inputs[2]).shape == (300,)
+    assert "CastLike" not in ops(twin)
+    assert "Expand" not in ops(twin)
