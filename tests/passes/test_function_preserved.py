@@ -71,6 +71,8 @@ def test_a_second_removal_finds_nothing(case: strategies.Case, carry: str) -> No
 def test_removal_adds_no_parameters_but_those_it_reports(case: strategies.Case) -> None:
     model = oracle.from_proto(case.proto)
     passes.Tidy()(model)
+    # A weight that a subgraph reads as well stays there in full; what is cut is a copy of it.
+    hypothesis.assume(not read_by_subgraphs(model))
     before = weights.parameter_count(model)
     report = passes.RemoveChannels(carry="carrier")(model)
     after = weights.parameter_count(model)
@@ -80,6 +82,15 @@ def test_removal_adds_no_parameters_but_those_it_reports(case: strategies.Case) 
     assert after - added <= before - len(cuts)
     assert all(change.before > change.after > 0 for change in cuts)
     assert report.modified == bool(cuts) == bool(report.changes)
+
+
+def read_by_subgraphs(model: ir.Model) -> bool:
+    """Whether any weight of the main graph is read inside of a subgraph."""
+    return any(
+        use.node.graph is not model.graph
+        for value in model.graph.initializers.values()
+        for use in value.uses()
+    )
 
 
 @hypothesis.given(strategies.cases(), st.randoms(use_true_random=False))
