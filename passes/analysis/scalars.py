@@ -122,6 +122,9 @@ UNARY: Mapping[str, Callable[[Array, ir.Node], Array]] = {
     "Gelu": _gelu,
     "HardSigmoid": _hard_sigmoid,
     "HardSwish": _plain(lambda x: x * np.clip(x / 6 + 0.5, 0, 1)),
+    # what is known is a finite number
+    "IsInf": _plain(lambda x: np.zeros(x.shape, dtype=np.int64)),
+    "IsNaN": _plain(lambda x: np.zeros(x.shape, dtype=np.int64)),
     "LeakyRelu": _leaky_relu,
     "Log": _plain(np.log),
     "Mish": _plain(lambda x: x * np.tanh(np.logaddexp(0, x))),
