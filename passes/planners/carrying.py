@@ -360,7 +360,7 @@ class Carrying:
             if not reader.uniform:
                 reason = f"'{label(reader.node)}' would need its pattern over space, at sizes that are not static"
                 return reader.classes[gone], Pin(
-                    label(reader.node), reason, "fix the input's size"
+                    label(reader.node), reason, "export the model at a fixed input size"
                 )
             best.append((reader, gone))
         if not best:

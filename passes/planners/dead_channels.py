@@ -187,7 +187,7 @@ def reason_at(channels: ChannelMap, value: ir.Value) -> Pin:
         return Pin(
             where,
             f"'{where}' makes a pattern over space of its constant, at sizes that are not static",
-            "fix the input's size with --shape",
+            "export the model at a fixed input size",
         )
     live = [one for one in node.inputs if one is not None and not trace.is_weight(one)]
     if len(live) > 1:
@@ -281,7 +281,7 @@ def zero_rows(node: ir.Node, noted: object) -> list[int]:
 UNMEASURED = Pin(
     "",
     "the sizes of what the layer works on are not known, or its weight is read in a way that no rule covers",
-    "fix the input's size with --shape",
+    "export the model at a fixed input size",
 )
 UNTAGGED = Pin(
     "", "they belong to data that comes in from outside, and cannot be cut", "keep them"
