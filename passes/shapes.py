@@ -15,7 +15,7 @@ import contextlib
 import dataclasses
 import logging
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Final, TypeAlias
 
 import numpy as np
@@ -186,21 +186,51 @@ def infer(model: ir.Model, *, strict: bool = True) -> None:
     Raises:
         PassError: inference failed. onnx_ir by itself only logs that, and goes on.
     """
-    # onnx_ir takes over the element type alone, which would make a tensor of a sequence that was not declared
-    sequences = [
-        value
+    makers = [
+        node
         for node in model.graph.all_nodes()
         if node.op_type in SEQUENCES and node.domain in STANDARD
-        for value in node.outputs
-        if value.type is None
     ]
+    # onnx_ir takes over the element type alone, which would make a tensor of a sequence that was not declared
+    undeclared = [value for node in makers for value in node.outputs if value.type is None]
+    names = symbols(model.graph) if makers else set()
     with recorded("onnx_ir.passes.common.shape_inference") as failures:
         ShapeInferencePass(check_type=strict, strict_mode=strict, data_prop=True)(model)
-    for value in sequences:
+    for value in undeclared:
         value.type = value.shape = None
+    if makers:
+        forget_symbols(model.graph, symbols(model.graph) - names)
     for failure in failures:
         msg = f"shape inference refuses the model: {str(failure).strip()}. Is it valid? Check it before optimizing."
         raise PassError(msg) from failure
+
+
+def symbols(graph: ir.Graph) -> set[str]:
+    """Names of the open sizes of a graph's values."""
+    return {
+        size.value
+        for value in main_values(graph)
+        for size in value.shape or ()
+        if isinstance(size, ir.SymbolicDim) and size.value is not None
+    }
+
+
+def forget_symbols(graph: ir.Graph, names: Collection[str]) -> None:
+    """Take names of open sizes back.
+
+    Inference gives all elements of a sequence one name for a size in which they differ, and a runtime that believes it
+    lets them share memory.
+    """
+    for value in main_values(graph):
+        if value.shape is not None and any(
+            isinstance(size, ir.SymbolicDim) and size.value in names for size in value.shape
+        ):
+            value.shape = ir.Shape(
+                [
+                    None if isinstance(size, ir.SymbolicDim) and size.value in names else size
+                    for size in value.shape
+                ]
+            )
 
 
 @contextlib.contextmanager

@@ -168,6 +168,8 @@ def over_channels(fact: Array, tags: Array) -> Array:
     return out
 
 
+LAYERS = CONVOLUTIONS | {"Gemm", "MatMul"}
+"""Ops whose weight is the second input, unless the map notes another."""
 WINDOWS = CONVOLUTIONS | {"AveragePool", "LpPool", "MaxPool", "Pad", "Resize", "Upsample"}
 """Ops that can make a pattern over space of a constant."""
 
@@ -214,7 +216,7 @@ def makes_its_own(channels: ChannelMap, node: ir.Node) -> bool:
 def weight_of(channels: ChannelMap, node: ir.Node) -> str:
     """The name under which the user knows the channels that a node makes."""
     noted = channels.trace.notes.get(node)
-    index = noted.weight if isinstance(noted, Weighted) else int(node.op_type in CONVOLUTIONS)
+    index = noted.weight if isinstance(noted, Weighted) else int(node.op_type in LAYERS)
     value = input_at(node, index)
     dequantizer = operands.dequantizer(value)
     value = value if dequantizer is None else dequantizer.inputs[0]

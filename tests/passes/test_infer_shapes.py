@@ -72,17 +72,24 @@ def test_sizes_that_do_not_fit_are_refused() -> None:
         InferShapes()(model)
 
 
-def test_a_sequence_that_nobody_declared_is_not_taken_for_a_tensor() -> None:
+def test_a_sequence_is_no_tensor_and_its_elements_have_sizes_of_their_own() -> None:
     model = ir.from_onnx_text("""
 <ir_version: 9, opset_import: ["": 18]>
-g (float[N,4] x) => (float[N,2] y)
-<int64 one = {1}, int64[2] sizes = {2, 2}>
+g (float[N,5] x) => (float[N,2] y, float[N,3] z)
+<int64 zero = {0}, int64 one = {1}, int64[2] sizes = {2, 3}>
 {
     parts = SplitToSequence <axis = 1> (x, sizes)
-    part = SequenceAt (parts, one)
+    part = SequenceAt (parts, zero)
+    other = SequenceAt (parts, one)
     y = Relu (part)
+    z = Relu (other)
 }
 """)
     InferShapes()(model)
     onnx.checker.check_model(ir.to_proto(model), full_check=True)
-    assert not isinstance(model.graph[0].outputs[0].type, ir.TensorType)
+    values = {value.name: value for node in model.graph for value in node.outputs}
+    assert not isinstance(values["parts"].type, ir.TensorType)
+    # a size that both of them had would be a wrong one
+    assert values["part"].shape[0] == values["other"].shape[0] == "N"
+    assert values["part"].shape[1] == values["other"].shape[1] == ir.SymbolicDim(None)
+    assert not InferShapes()(model).modified

@@ -34,6 +34,19 @@ def test_a_layer_of_unknown_size_says_so():
     assert any("[2, 5]" in skip.subject and "not known" in skip.reason for skip in report.skips)
 
 
+def test_a_product_of_unknown_size_is_known_by_its_weight():
+    g = Graph(seed=2)
+    x = g.dense(g.input("x", (4, 6)), 8)
+    g.zero_rows(g.layers[0], (2, 5))
+    proto = g.model(x)
+    proto.graph.input[0].type.tensor_type.ClearField("shape")
+    proto.graph.output[0].type.tensor_type.ClearField("shape")
+    del proto.graph.value_info[:]
+    report = passes.RemoveChannels()(oracle.from_proto(proto))
+    weight = g.layers[0].weight
+    assert any(skip.subject == f"{weight}: channels [2, 5]" for skip in report.skips)
+
+
 def mixer() -> np.ndarray:
     """A matrix over tokens with two columns of zeros."""
     matrix = np.random.default_rng(0).standard_normal((6, 6)).astype(np.float32)
