@@ -150,6 +150,8 @@ def find_uses(channels: ChannelMap) -> Uses:
         demands = trace.tags.zero_only.get(value)
         if demands is None or known is None:
             continue
+        # whether it is needed says nothing here: a sum that is constant itself needs nothing, but if it stays it is
+        # still computed, from these
         for tag in np.unique(tags[over_channels(constant & (known.value != 0), tags)]):
             for pin, key in demands:
                 whole = trace.tags.coarse_of.get((key, int(tag)))
