@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from deploykit.cli import main
+from deploykit.cli import program
 
-main(prog_name="deploykit")
+program()

@@ -1,28 +1,49 @@
 """The command line: one module a command, and no heavy import before a command runs.
 
 Results go to stdout, everything else to stderr. What a user can cause is told in a message and an exit code; only
-`-vv` adds a traceback.
+`-vv` adds a traceback. On an error nothing is printed on stdout, with `--json` neither.
 """
 
 from __future__ import annotations
 
+import errno
 import importlib
 import importlib.metadata
 import sys
 import traceback
-from typing import Any
+import warnings
+from typing import Any, NoReturn
 
 import click
 
 from deploykit import __version__
-from deploykit.errors import DeploykitError
+from deploykit.cli.printable import printable_text
+from deploykit.cli.supervise import supervise
+from deploykit.errors import DeploykitError, ModelError, UsageError
 
-__all__ = ["main"]
+__all__ = ["main", "program"]
 
 COMMANDS = ("optimize", "inspect", "passes")
 LIBRARIES = ("onnx", "onnx-ir", "onnxruntime", "numpy")
 BUG = 70
 INTERRUPTED = 130
+
+# What a disk or its owner refuses: the user's to change, and no bug of ours.
+REFUSED = {
+    getattr(errno, name)
+    for name in (
+        "EACCES",
+        "EDQUOT",
+        "EFBIG",
+        "EIO",
+        "EMFILE",
+        "ENAMETOOLONG",
+        "ENOSPC",
+        "EPERM",
+        "EROFS",
+    )
+    if hasattr(errno, name)
+}
 
 
 class Commands(click.Group):
@@ -45,30 +66,63 @@ class Commands(click.Group):
         """Run a command; what goes wrong becomes a message on stderr and an exit code."""
         ctx.obj = {"verbosity": 0}
         try:
-            return super().invoke(ctx)
+            with warnings.catch_warnings():
+                if not sys.warnoptions:
+                    # Those of libraries are for who calls them, and not for who runs this.
+                    warnings.simplefilter("ignore")
+                return super().invoke(ctx)
         except (click.ClickException, click.exceptions.Exit, click.Abort):
             raise
         except DeploykitError as error:
             _tell(ctx, str(error), error)
             ctx.exit(error.exit_code)
+        except MemoryError as error:
+            _tell(
+                ctx,
+                f"the model needs more memory than there is: {error}. Run it on a larger machine.",
+                error,
+            )
+            ctx.exit(ModelError.exit_code)
         except KeyboardInterrupt:
-            _tell(ctx, "interrupted; nothing was written", None)
+            _tell(ctx, "interrupted; nothing half-written is left", None)
             ctx.exit(INTERRUPTED)
         except BrokenPipeError:
             # The reader of our output has gone; Python would complain once more while it closes stdout.
             sys.stdout = None
             ctx.exit(1)
+        except OSError as error:
+            if error.errno not in REFUSED:
+                _tell_bug(ctx, error)
+            place = f"'{error.filename}'" if error.filename else "the output"
+            _tell(
+                ctx,
+                f"cannot read or write {place}: {error.strerror}. Free some space, or choose another place.",
+                error,
+            )
+            # Python would try once more to write what is left, and complain again.
+            sys.stdout = None if not error.filename else sys.stdout
+            ctx.exit(UsageError.exit_code)
         except Exception as error:  # noqa: BLE001 - whatever is left is a bug of ours, and is told as one
-            message = f"{type(error).__name__}: {error}\nThis is a bug in deploykit. Run again with -vv for the traceback."
-            _tell(ctx, message, error)
-            ctx.exit(BUG)
+            _tell_bug(ctx, error)
 
 
-def _tell(ctx: click.Context, message: str, error: Exception | None) -> None:
+def _tell_bug(ctx: click.Context, error: Exception) -> NoReturn:
+    _tell(
+        ctx,
+        f"{type(error).__name__}: {error}",
+        error,
+        "This is a bug in deploykit. Run again with -vv for the traceback.",
+    )
+    ctx.exit(BUG)
+
+
+def _tell(ctx: click.Context, message: str, error: Exception | None, *more: str) -> None:
+    """Print a message on stderr: one line, whatever the names in it, and others below it."""
     if error is not None and ctx.obj["verbosity"] >= 2:
         click.echo("".join(traceback.format_exception(error)), err=True, nl=False)
     click.secho("Error: ", fg="red", err=True, nl=False)
-    click.echo(message, err=True)
+    for line in (message, *more):
+        click.echo(printable_text(" ".join(line.split())), err=True)
 
 
 def _print_version(ctx: click.Context, parameter: click.Parameter, value: bool) -> None:
@@ -100,3 +154,8 @@ def _print_version(ctx: click.Context, parameter: click.Parameter, value: bool) 
 )
 def main() -> None:
     """Turn the zeros of a pruned network into speed, and prove it."""
+
+
+def program() -> None:
+    """`main`, in a process of its own: what makes a library crash ends in a message, too."""
+    supervise(lambda: main(prog_name="deploykit"))

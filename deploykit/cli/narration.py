@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from deploykit.cli.printable import printable_text
+
 if TYPE_CHECKING:
     from typing import Self
 
@@ -80,4 +82,5 @@ def closing_line(*, ok: bool, began: float, command: str, verbosity: int) -> Non
     """The last line of a run, on stderr: how it ended, how long it took, and what it was."""
     if verbosity >= 0:
         word = "PASSED" if ok else "FAILED"
-        click.echo(f"{word} | {time.monotonic() - began:.1f} s | {command}", err=True)
+        line = f"{word} | {time.monotonic() - began:.1f} s | {command}"
+        click.echo(printable_text(line), err=True)

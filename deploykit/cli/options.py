@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import shlex
 import sys
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from deploykit.cli.printable import PlainFormatter
 from deploykit.errors import UsageError
 
 if TYPE_CHECKING:
@@ -113,9 +115,12 @@ def set_verbosity(ctx: click.Context, verbose: int, quiet: int, log_file: Path |
     )
     handlers: list[logging.Handler] = [logging.StreamHandler(sys.stderr)]
     handlers[0].setLevel(level)
+    handlers[0].setFormatter(PlainFormatter())
+    # What a library says of a model is for who calls it; what a user has to know is in a message of ours.
+    logging.getLogger("onnx_ir").setLevel(logging.CRITICAL)
     if log_file is not None:
         try:
-            handlers.append(logging.FileHandler(log_file, encoding="utf-8"))
+            handlers.append(LogFile(log_file, encoding="utf-8", errors="backslashreplace"))
         except OSError as error:
             msg = f"cannot write the log file '{log_file}': {error.strerror}."
             raise UsageError(msg) from error
@@ -125,6 +130,23 @@ def set_verbosity(ctx: click.Context, verbose: int, quiet: int, log_file: Path |
         logger.setLevel(logging.DEBUG)
         logger.handlers[:] = handlers
     return verbosity
+
+
+class LogFile(logging.FileHandler):
+    """A log file; a disk that is full ends the log, and not the run."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - logging's name
+        """Say it once, and stop writing."""
+        del record
+        error = sys.exc_info()[1]
+        if not self.filters:
+            self.addFilter(lambda _: False)
+            click.echo(f"Warning: the log '{self.baseFilename}' ends here: {error}", err=True)
+
+    def close(self) -> None:
+        """Close the file, whatever of it could be written."""
+        with contextlib.suppress(OSError):
+            super().close()
 
 
 def read_recipe(

@@ -19,6 +19,7 @@ def show(report: Report, *, as_json: bool, all_layers: bool) -> None:
 
         click.echo(to_json(report), nl=False)
         return
+    from deploykit.cli.printable import printable
     from deploykit.report.text import print_report
 
-    print_report(report, all_layers=all_layers)
+    print_report(printable(report), all_layers=all_layers)
