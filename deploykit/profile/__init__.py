@@ -90,6 +90,7 @@ class Measurement:
         settings: how it was measured.
         truncated: whether `settings.max_duration_s` cut it short.
         elapsed_s: how long it took, in seconds.
+        load_s: seconds that opening a session took, one number a rebuild, by model.
     """
 
     baseline: str
@@ -104,6 +105,7 @@ class Measurement:
     settings: Settings
     truncated: bool
     elapsed_s: float
+    load_s: Mapping[str, tuple[float, ...]] = dataclasses.field(default_factory=dict)
 
     def ratio(self, candidate: str, baseline: str) -> Ratio:
         """Time of any model over that of any other one."""
@@ -189,15 +191,21 @@ def measure(
         settings=settings,
         truncated=bool(result["truncated"]),
         elapsed_s=float(result["elapsed_s"]),
+        load_s={name: tuple(each) for name, each in zip(names, result["load_s"], strict=True)},
     )
 
 
 def timings(result: Mapping[str, Any], names: Sequence[str]) -> dict[str, Timings]:
     """Samples of each model, by name, from what the sampler returned (here or on another machine)."""
     rebuild = np.asarray(result["rebuild"], dtype=np.int64)
+    columns = (result[key] for key in ("wall_s", "cpu_s", "switches", "faults"))
     return {
         name: Timings(
-            rebuild, np.asarray(wall, dtype=np.float64), np.asarray(cpu, dtype=np.float64)
+            rebuild,
+            np.asarray(wall, dtype=np.float64),
+            np.asarray(cpu, dtype=np.float64),
+            np.asarray(switches, dtype=np.int64),
+            np.asarray(faults, dtype=np.int64),
         )
-        for name, wall, cpu in zip(names, result["wall_s"], result["cpu_s"], strict=True)
+        for name, wall, cpu, switches, faults in zip(names, *columns, strict=True)
     }

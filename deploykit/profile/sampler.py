@@ -10,7 +10,10 @@ How it measures, and why:
 * every model runs untimed for a moment before it is timed, because the others have taken the caches in the meantime
   (a model of 30 us measures as 130 us right after one that fills them);
 * sessions are built anew several times, because where the weights come to lie in memory changes a model's speed;
-* wall time and processor time are both kept, and all samples are kept: what they mean is decided elsewhere.
+* wall time and processor time are both kept, and all samples are kept: what they mean is decided elsewhere;
+* what may have disturbed a run is noted beside it: how often the thread lost its core, and pages that were not there.
+
+A job with `"memory": true` measures something else: how much memory one model needs, in a process that does nothing else.
 """
 
 from __future__ import annotations
@@ -26,6 +29,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+
+try:
+    import resource
+except ImportError:  # not on Windows
+    resource = None  # type: ignore[assignment]  # looked at before it is used
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -77,11 +85,13 @@ def sample(
         seed: of the random orders.
         providers: devices to run on, in the runtime's own words.
         on_round: called as on_round(done, record) after every round; `done` is the share of the work, 0 to 1, and
-            `record` a dict with the round's "rebuild", "order", "wall_s" and "cpu_s".
+            `record` a dict with the round's "rebuild", "order", "wall_s", "cpu_s", "switches" and "faults".
 
     Returns:
         a dict: "rebuild" (one number a round), "wall_s" and "cpu_s" (a list for each model, one number a round, in
-        seconds), "cpu_clock" ("thread": time of the calling thread, which does all the work when `threads` is 1;
+        seconds), "switches" and "faults" (likewise: how often the thread was taken off its core, and how many pages had
+        to be mapped or read; 0 where the system does not tell), "load_s" (a list for each model: seconds that opening
+        it took, one number a rebuild), "cpu_clock" ("thread": time of the calling thread, which does all the work when `threads` is 1;
         "process" otherwise), "truncated" (whether `max_duration_s` cut it short), "elapsed_s", "providers",
         "runtime" and the settings.
     """
@@ -93,6 +103,7 @@ def sample(
     rounds_each = math.ceil(min_rounds / rebuilds)
     budget_each_s = max(duration_s * count / rebuilds, 1e-9)
     taken: list[Record] = []
+    load_s: list[list[float]] = [[] for _ in models]
     truncated = False
     used: list[str] = []
     was_collecting = gc.isenabled()
@@ -102,7 +113,7 @@ def sample(
             if taken and time.perf_counter() > deadline:
                 truncated = True
                 break
-            sessions = _open_all(models, threads, providers, dice)
+            sessions = _open_all(models, threads, providers, dice, load_s)
             used = sessions[0].get_providers()
             for session in sessions:
                 _warm_up(session, feeds, warmup_s)
@@ -131,6 +142,9 @@ def sample(
         "rebuild": [record["rebuild"] for record in taken],
         "wall_s": [[record["wall_s"][index] for record in taken] for index in range(count)],
         "cpu_s": [[record["cpu_s"][index] for record in taken] for index in range(count)],
+        "switches": [[record["switches"][index] for record in taken] for index in range(count)],
+        "faults": [[record["faults"][index] for record in taken] for index in range(count)],
+        "load_s": load_s,
         "cpu_clock": "thread" if threads == 1 else "process",
         "truncated": truncated,
         "elapsed_s": time.perf_counter() - start,
@@ -165,11 +179,56 @@ def open_session(model: Source, threads: int | None, providers: Sequence[str] = 
     return session
 
 
+def measure_memory(
+    model: Source,
+    inputs: Source | Mapping[str, Any],
+    *,
+    threads: int | None = 1,
+    providers: Sequence[str] = (CPU,),
+) -> Record:
+    """Measure how much memory opening and running one model takes; call it in a process that did nothing else.
+
+    Args:
+        model: path of the model.
+        inputs: path of an .npz file, or a dict, with an array for each input by name.
+        threads: threads that share the work of one operator; None leaves the number to the runtime.
+        providers: devices to run on, in the runtime's own words.
+
+    Returns:
+        a dict: "before_bytes", the most memory the process ever held before the model was opened, with the runtime
+        imported and the inputs read; "peak_bytes", the most it ever held; both None where the system does not tell.
+    """
+    feeds = _read(inputs)
+    _runtime()
+    before = _most_memory()
+    session = open_session(model, threads, providers)
+    for _ in range(3):
+        session.run(None, feeds)
+    return {"before_bytes": before, "peak_bytes": _most_memory()}
+
+
+def _most_memory() -> int | None:
+    """The most memory that this process ever held, in bytes."""
+    try:
+        status = Path("/proc/self/status").read_text(encoding="utf-8")
+    except OSError:
+        if resource is None:
+            return None
+        most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        # Apple's systems count bytes, all others kilobytes.
+        return most if sys.platform == "darwin" else most * 1024
+    for line in status.splitlines():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) * 1024
+    return None
+
+
 def main(arguments: Sequence[str]) -> int:
     """Carry out a job file; print each round, then the whole result, one JSON document a line.
 
     Args:
-        arguments: path of a JSON file with "models" and "inputs" and any of the settings of `sample`.
+        arguments: path of a JSON file with "models" and "inputs" and any of the settings of `sample`, or with one model
+            and "memory": true.
 
     Returns:
         the exit code.
@@ -178,12 +237,18 @@ def main(arguments: Sequence[str]) -> int:
         sys.stderr.write("usage: python sampler.py job.json\n")
         return 2
     job = json.loads(Path(arguments[0]).read_text(encoding="utf-8"))
+    is_memory = job.pop("memory", False)
     unknown = sorted(set(job) - set(DEFAULTS) - {"models", "inputs", "providers"})
     if unknown or "models" not in job or "inputs" not in job:
         sys.stderr.write(
             "a job has models, inputs and {}; not {}\n".format(", ".join(DEFAULTS), unknown)
         )
         return 2
+    if is_memory:
+        options = {key: job[key] for key in ("threads", "providers") if key in job}
+        for model in job["models"][:1]:
+            _print({"event": "end", **measure_memory(model, job["inputs"], **options)})
+        return 0
 
     def show(done: float, record: Record) -> None:
         _print({"event": "round", "done": round(done, 4), **record})
@@ -205,11 +270,22 @@ def _read(inputs: Source | Mapping[str, Any]) -> Feeds:
 
 
 def _open_all(
-    models: Sequence[Source], threads: int | None, providers: Sequence[str], dice: random.Random
+    models: Sequence[Source],
+    threads: int | None,
+    providers: Sequence[str],
+    dice: random.Random,
+    load_s: Sequence[list[float]],
 ) -> list[Any]:
-    """Open the models in a random order, so that none always gets the same place in memory."""
+    """Open the models in a random order, so that none always gets the same place in memory.
+
+    How long each took is added to `load_s`.
+    """
     order = dice.sample(range(len(models)), len(models))
-    opened = {index: open_session(models[index], threads, providers) for index in order}
+    opened = {}
+    for index in order:
+        began = time.perf_counter()
+        opened[index] = open_session(models[index], threads, providers)
+        load_s[index].append(time.perf_counter() - began)
     return [opened[index] for index in range(len(models))]
 
 
@@ -228,15 +304,39 @@ def _round(
     cpu_clock = time.thread_time if threads == 1 else time.process_time
     wall_s = [0.0] * len(sessions)
     cpu_s = [0.0] * len(sessions)
+    switches = [0] * len(sessions)
+    faults = [0] * len(sessions)
     for index in order:
         run = sessions[index].run
         _warm_up(sessions[index], feeds, SETTLE_S)
+        switched, faulted = _disturbances(threads)
         cpu = cpu_clock()
         wall = time.perf_counter()
         run(None, feeds)
         wall_s[index] = time.perf_counter() - wall
         cpu_s[index] = cpu_clock() - cpu
-    return {"order": order, "wall_s": wall_s, "cpu_s": cpu_s}
+        switched_after, faulted_after = _disturbances(threads)
+        switches[index] = switched_after - switched
+        faults[index] = faulted_after - faulted
+    return {
+        "order": order,
+        "wall_s": wall_s,
+        "cpu_s": cpu_s,
+        "switches": switches,
+        "faults": faults,
+    }
+
+
+def _disturbances(threads: int | None) -> tuple[int, int]:
+    """How often this thread (with several: this process) lost its core so far, and its page faults."""
+    if resource is None:
+        return 0, 0
+    whose = resource.RUSAGE_SELF
+    if threads == 1:
+        # Linux alone counts by thread.
+        whose = getattr(resource, "RUSAGE_THREAD", whose)
+    usage = resource.getrusage(whose)
+    return usage.ru_nivcsw, usage.ru_minflt + usage.ru_majflt
 
 
 def _runtime() -> Any:  # noqa: ANN401 - a module of the runtime

@@ -3,6 +3,9 @@
 The baseline and a candidate were timed in the same rounds, so that each round gives one ratio and whatever the machine
 did in that round falls out of it. Everything is computed on logarithms of ratios: twice as fast and half as fast are
 then equally far from 1.
+
+Models that were timed on different occasions share no rounds. `unpaired_ratio` compares them all the same, and knows
+nothing of what the machine did differently.
 """
 
 from __future__ import annotations
@@ -19,14 +22,18 @@ if TYPE_CHECKING:
 __all__ = [
     "Clock",
     "Latency",
+    "Outliers",
     "Ratio",
     "Timings",
     "adds_enough",
     "choose_clock",
+    "find_outliers",
     "outlier_share",
     "paired_ratio",
+    "slowdown",
     "stands",
     "summarize",
+    "unpaired_ratio",
 ]
 
 Clock: TypeAlias = Literal["wall", "cpu"]
@@ -58,11 +65,15 @@ class Timings:
         rebuild: int, shape `(rounds,)`; which build of the sessions a round belongs to.
         wall_s: float, shape `(rounds,)`; elapsed seconds.
         cpu_s: float, shape `(rounds,)`; processor seconds of the thread (of the process, with several threads).
+        switches: int, shape `(rounds,)`; how often the thread lost its core; None if that was not counted.
+        faults: int, shape `(rounds,)`; page faults; None if they were not counted.
     """
 
     rebuild: Ints
     wall_s: Floats
     cpu_s: Floats
+    switches: Ints | None = None
+    faults: Ints | None = None
 
     def __post_init__(self) -> None:
         sizes = {array.shape for array in (self.rebuild, self.wall_s, self.cpu_s)}
@@ -104,6 +115,19 @@ class Latency:
     p99_s: float
     samples: int
     outlier_share: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Outliers:
+    """Samples that lie far out, for one reason.
+
+    Attributes:
+        source: the reason, as far as it can be known.
+        count: how many there are.
+    """
+
+    source: str
+    count: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -173,11 +197,75 @@ def outlier_share(samples: Floats) -> float:
 
     Source: B. Iglewicz and D. Hoaglin, How to Detect and Handle Outliers, ASQC Quality Press, 1993.
     """
+    return float(_is_outlier(samples).mean())
+
+
+def _is_outlier(samples: Floats) -> np.ndarray[Any, np.dtype[np.bool_]]:
     away = np.abs(samples - np.median(samples))
     scale = float(np.median(away)) / 0.6745
     if scale == 0.0:
         scale = 1.253314 * float(away.mean())
-    return float((away > OUTLIER_Z * scale).mean()) if scale > 0.0 else 0.0
+    far: np.ndarray[Any, np.dtype[np.bool_]] = (
+        away > OUTLIER_Z * scale if scale > 0.0 else np.zeros(samples.shape, np.bool_)
+    )
+    return far
+
+
+WAITED = "kept waiting by other processes"
+FAULTED = "page faults: memory was mapped or read anew"
+FIRST = "first runs after the session was built"
+BUSY_CORE = "slower at the same work: a lower clock, or a neighbour in the caches"
+ASLEEP = "waited for something that is no other process: interrupts, a virtual machine's host"
+FAST = "faster than most"
+
+FIRST_RUNS = 2
+
+
+def find_outliers(timings: Timings) -> tuple[Outliers, ...]:
+    """Outliers of wall time by source, the most frequent first.
+
+    Whatever a sample took beyond the median is explained by what explains most of it: time in which the thread did
+    not run (with or without being pushed off its core), else its own time, which page faults or the first runs of a
+    session make longer. Garbage collection is none of them: it is switched off while samples are taken.
+    """
+    wall_s = timings.wall_s
+    typical_s = float(np.median(wall_s))
+    usual_faults = 0.0 if timings.faults is None else float(np.median(timings.faults))
+    waits_s = timings.wall_s - timings.cpu_s
+    usual_wait_s = float(np.median(waits_s))
+    counts: dict[str, int] = {}
+    for index in np.flatnonzero(_is_outlier(wall_s)):
+        beyond_s = wall_s[index] - typical_s
+        place = int((timings.rebuild[:index] == timings.rebuild[index]).sum())
+        if beyond_s < 0.0:
+            source = FAST
+        elif waits_s[index] - usual_wait_s > beyond_s / 2:
+            pushed = timings.switches is None or timings.switches[index] > 0
+            source = WAITED if pushed else ASLEEP
+        elif timings.faults is not None and timings.faults[index] > 2 * usual_faults + 10:
+            source = FAULTED
+        else:
+            source = FIRST if place < FIRST_RUNS else BUSY_CORE
+        counts[source] = counts.get(source, 0) + 1
+    return tuple(
+        Outliers(source, count)
+        for source, count in sorted(counts.items(), key=lambda item: -item[1])
+    )
+
+
+def slowdown(timings: Sequence[Timings]) -> float:
+    """How much longer the same runs took at the end of a measurement than at its beginning.
+
+    Processor time of all models, that of the last third of the rounds over that of the first; 1 where there are too
+    few rounds to tell.
+    """
+    logs = np.mean(
+        [np.log(each.cpu_s) - np.log(np.median(each.cpu_s)) for each in timings], axis=0
+    )
+    third = logs.size // 3
+    if third < FEWEST_CLEAN:
+        return 1.0
+    return math.exp(float(np.median(logs[-third:]) - np.median(logs[:third])))
 
 
 def paired_ratio(
@@ -243,6 +331,51 @@ def paired_ratio(
         clean_share=share,
         rounds=int(log_ratio.size),
         rebuilds=len(groups),
+    )
+
+
+def unpaired_ratio(
+    baseline: Timings,
+    candidate: Timings,
+    *,
+    threads: int | None = 1,
+    resamples: int = 4000,
+    seed: int = 0,
+) -> Ratio:
+    """Time of `candidate` over that of `baseline`, which was timed on another occasion, with a 95 % interval.
+
+    The interval covers what differs from run to run and from session to session, as that of `paired_ratio` does, for
+    each side by itself. It does not cover what differed between the two occasions: another device, another clock,
+    another load. With one thread it is by processor time, which a busy machine changes the least.
+
+    Args:
+        baseline: samples of what is compared with.
+        candidate: the other samples.
+        threads: what both ran with; None is the runtime's own number.
+        resamples: how many bootstrap samples are drawn.
+        seed: of those draws.
+    """
+    clock: Clock = "cpu" if threads == 1 else "wall"
+    dice = np.random.default_rng(seed)
+    middles, draws, shares, rebuilds = [], [], [], []
+    for each in (baseline, candidate):
+        logs = np.log(each.on(clock))
+        groups = [logs[each.rebuild == which] for which in np.unique(each.rebuild)]
+        middle, drawn = _bootstrap(groups, resamples, dice)
+        middles.append(middle)
+        draws.append(drawn)
+        shares.append(float(each.is_clean.mean()))
+        rebuilds.append(len(groups))
+    lo, hi = (float(value) for value in np.percentile(draws[1] - draws[0], (2.5, 97.5)))
+    return Ratio(
+        median=math.exp(middles[1] - middles[0]),
+        lo=math.exp(lo),
+        hi=math.exp(hi),
+        clock=clock,
+        noisy=min(shares) < 0.5 if threads == 1 else False,
+        clean_share=min(shares),
+        rounds=min(baseline.wall_s.size, candidate.wall_s.size),
+        rebuilds=min(rebuilds),
     )
 
 
