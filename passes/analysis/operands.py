@@ -16,9 +16,15 @@ __all__ = ["dequantizer", "is_constant", "per_axis", "read"]
 
 
 def dequantizer(value: ir.Value | None) -> ir.Node | None:
-    """The DequantizeLinear of constants that makes a value, or None."""
+    """The DequantizeLinear of constants that makes a value, or None.
+
+    One in blocks, which share a scale along the axis that is cut, is not followed: its result counts as data.
+    """
     node = None if value is None else value.producer()
     if node is None or node.op_type != "DequantizeLinear" or node.domain not in {"", "ai.onnx"}:
+        return None
+    blocks = node.attributes.get("block_size")
+    if blocks is not None and blocks.as_int():
         return None
     constant = all(weights.is_constant(one) for one in node.inputs if one is not None)
     return node if constant else None
@@ -42,11 +48,7 @@ def per_axis(node: ir.Node) -> int | None:
 
 
 def read(value: ir.Value | None) -> Array | None:
-    """The numbers that a node reads from a constant, dequantized; None if `value` is not constant.
-
-    Raises:
-        ValueError: a DequantizeLinear in blocks, which no rule here covers.
-    """
+    """The numbers that a node reads from a constant, dequantized; None if `value` is not constant."""
     node = dequantizer(value)
     if node is None:
         return weights.constant(value)
@@ -56,9 +58,6 @@ def read(value: ir.Value | None) -> Array | None:
         return None
     axis = per_axis(node)
     if axis is not None:
-        if scale.ndim != 1:
-            msg = f"'{node.name}' dequantizes in blocks"
-            raise ValueError(msg)
         shape = [-1 if index == axis else 1 for index in range(data.ndim)]
         scale = scale.reshape(shape)
         zero = None if zero is None else zero.reshape(shape)

@@ -1216,9 +1216,6 @@ def quantized_in_blocks(g: Graph, x: str) -> str:
     return g.add("MatMul", [x, weight])
 
 
-@pytest.mark.xfail(
-    raises=ValueError, reason="the analysis raises where it should refuse or cut"
-)
 @pytest.mark.parametrize("build", [weigh_by_vector, quantized_in_blocks])
 def test_a_reason_is_given_in_place_of_an_error(build: Build) -> None:
     _, proto = make(Refusal("", build, first=tokens, clean=False))

@@ -191,11 +191,11 @@ class Contraction:
         outgoing = None
         if passes or not free:
             # the axes that make no new channels keep those that come in
-            kept = place(tags, axes, names.result)
             if contracted and consumes:
-                kept = np.zeros((1,) * len(names.result), dtype=np.int64)
                 t.pin(incoming, node, SUMMED)
-            t.set(node, out, kept)
+                t.set(node, out, np.zeros((1,) * len(names.result), dtype=np.int64))
+            else:
+                t.set(node, out, place(tags, axes, names.result))
             if passes:
                 t.blocked[node] = Pin(
                     label(node),
