@@ -11,10 +11,11 @@ import dataclasses
 import hashlib
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from deploykit import refusals
 from deploykit.errors import ModelError, UnsupportedModel, UsageError
 
 if TYPE_CHECKING:
@@ -43,15 +44,6 @@ SMALL_BYTES = 256
 
 CHANNEL_AXES = {"Conv": 1, "ConvTranspose": 0}
 """The axis of their first weight that meets the channels of their input."""
-
-# What people hand over by mistake, known by its first bytes.
-LOOKALIKES = {
-    b"PK\x03\x04": "a zip archive, perhaps a PyTorch checkpoint: export it with torch.onnx.export first",
-    b"\x80\x02": "a pickle, perhaps an old PyTorch checkpoint: export it with torch.onnx.export first",
-    b"\x89HDF": "an HDF5 file, perhaps from Keras: convert it with tf2onnx first",
-    b"ftrt": "a TensorRT engine: deploykit needs the ONNX file it was built from",
-    b"version https://git-lfs": "a Git LFS pointer: fetch the real file with 'git lfs pull'",
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,14 +84,14 @@ def load(path: Path) -> Source:
     import onnx
     import onnx_ir as ir
 
-    if not path.is_file():
-        kind = "is a folder" if path.is_dir() else "does not exist"
-        msg = f"cannot read the model '{path}': it {kind}. Give the path of an .onnx file."
-        raise UsageError(msg)
-    proto = _parse(path)
-    _refuse_new(proto, path, onnx.defs.onnx_opset_version())
+    proto = refusals.parse(path)
+    refusals.refuse_names(proto, path)
+    refusals.refuse_versions(
+        proto, path, ir_version=MAX_IR_VERSION, opset=onnx.defs.onnx_opset_version()
+    )
     _refuse_sparse(proto, path)
-    data_files = _check_data_files(proto, path)
+    refusals.refuse_functions(proto, path)
+    data_files = refusals.refuse_damaged_weights(proto, path)
     is_sorted = _refuse_unbound(proto.graph, frozenset(), path)
     if is_sorted:
         # What comes before its inputs cannot be inferred; runtimes sort such graphs, and so does onnx_ir's reader.
@@ -109,7 +101,7 @@ def load(path: Path) -> Source:
     except (
         Exception
     ) as error:  # onnx_ir raises many kinds, all of them about the file's content
-        msg = f"'{path}' is damaged: {error}. Check it with onnx.checker, or export it again."
+        msg = f"'{path}' is damaged: {_root(error)}. Check it with onnx.checker, or export it again."
         raise UnsupportedModel(msg) from error
     _trust_weights(model)
     ir.external_data.set_base_dir(model.graph, str(path.parent))
@@ -196,31 +188,6 @@ def saved_bytes(path: Path) -> int:
     return path.stat().st_size + (data.stat().st_size if data.exists() else 0)
 
 
-def _parse(path: Path) -> onnx.ModelProto:
-    import onnx
-    from google.protobuf.message import DecodeError
-    from google.protobuf.text_format import ParseError
-
-    with path.open("rb") as file:
-        head = file.read(32)
-    for magic, what in LOOKALIKES.items():
-        if head.startswith(magic) or head[4:].startswith(magic):
-            msg = f"'{path}' is not an ONNX model but {what}."
-            raise UnsupportedModel(msg)
-    try:
-        proto = onnx.load(str(path), load_external_data=False)
-    except (DecodeError, ParseError, UnicodeDecodeError, ValueError) as error:
-        msg = f"'{path}' is not an ONNX model: {error}. Was it copied whole?"
-        raise UnsupportedModel(msg) from error
-    # Almost any bytes can be read as *some* protobuf; a model has a graph and says which operators it uses.
-    if not proto.HasField("graph") or not proto.ir_version or not proto.opset_import:
-        msg = (
-            f"'{path}' is not an ONNX model: it has no graph, no IR version or no operator set."
-        )
-        raise UnsupportedModel(msg)
-    return proto
-
-
 def _trust_weights(model: ir.Model) -> None:
     """Give initializers the shapes of their data, whatever `value_info` says about them.
 
@@ -234,24 +201,8 @@ def _trust_weights(model: ir.Model) -> None:
                 value.shape = ir.Shape(value.const_value.shape.numpy())
 
 
-def _refuse_new(proto: onnx.ModelProto, path: Path, newest_opset: int) -> None:
-    if proto.ir_version > MAX_IR_VERSION:
-        msg = (
-            f"'{path}' has IR version {proto.ir_version}, and ONNX Runtime reads {MAX_IR_VERSION} at most. "
-            f"Export it for an older version, or set 'model.ir_version = {MAX_IR_VERSION}' and save it again."
-        )
-        raise UnsupportedModel(msg)
-    for opset in proto.opset_import:
-        if opset.domain in {"", "ai.onnx"} and opset.version > newest_opset:
-            msg = (
-                f"'{path}' uses operator set {opset.version}, and the installed onnx knows {newest_opset} at "
-                "most. Update onnx and onnxruntime, or export with a lower opset_version."
-            )
-            raise UnsupportedModel(msg)
-
-
 def _refuse_sparse(proto: onnx.ModelProto, path: Path) -> None:
-    for graph in _graphs(proto):
+    for graph in refusals.graphs(proto):
         if graph.sparse_initializer:
             name = graph.sparse_initializer[0].values.name
             msg = (
@@ -259,7 +210,7 @@ def _refuse_sparse(proto: onnx.ModelProto, path: Path) -> None:
                 "which most runtimes do not read. Store them densely: deploykit finds the zeros by itself."
             )
             raise UnsupportedModel(msg)
-    for node in _nodes(proto):
+    for node in refusals.nodes(proto):
         for attribute in node.attribute:
             if attribute.HasField("sparse_tensor") or attribute.sparse_tensors:
                 msg = (
@@ -293,12 +244,12 @@ def _refuse_unbound(graph: onnx.GraphProto, outer: frozenset[str], path: Path) -
     is_sorted = True
     for index, node in enumerate(graph.node):
         read = [name for name in node.input if name]
-        inner = [name for each in _subgraphs(node) for name in _free_names(each)]
+        inner = [name for each in refusals.subgraphs(node) for name in _free_names(each)]
         for name in read:
             if name not in everything:
-                msg = f"node {_title(node)} of '{path}' reads '{name}', which nothing in the model makes. Export it again."
+                msg = f"node {refusals.title(node)} of '{path}' reads '{name}', which nothing in the model makes. Export it again."
                 raise UnsupportedModel(msg)
-        for each in _subgraphs(node):
+        for each in refusals.subgraphs(node):
             is_sorted &= _refuse_unbound(each, everything, path)
         needs.append(
             {makers[name] for name in [*read, *inner] if name in makers and name not in given}
@@ -323,7 +274,7 @@ def _refuse_cycle(graph: onnx.GraphProto, needs: Sequence[set[int]], path: Path)
         tensor = next((name for name in later.input if name in earlier.output), "")
         tensor = tensor or next((name for name in earlier.input if name in later.output), "")
         msg = (
-            f"'{path}' has a cycle: node {_title(later)} waits for its own result, by way of '{tensor}'. "
+            f"'{path}' has a cycle: node {refusals.title(later)} waits for its own result, by way of '{tensor}'. "
             "Export it again."
         )
         raise UnsupportedModel(msg) from error
@@ -336,15 +287,9 @@ def _free_names(graph: onnx.GraphProto) -> set[str]:
     read = {name for node in graph.node for name in node.input if name}
     read |= {value.name for value in graph.output}
     for node in graph.node:
-        for inner in _subgraphs(node):
+        for inner in refusals.subgraphs(node):
             read |= _free_names(inner)
     return read - own
-
-
-def _title(node: onnx.NodeProto) -> str:
-    """What a node is called in a message; many have no name."""
-    name = node.name or (node.output[0] if node.output else "")
-    return f"'{name}' ({node.op_type})"
 
 
 def _refuse_misshapen(proto: onnx.ModelProto, path: Path) -> None:
@@ -356,7 +301,7 @@ def _refuse_misshapen(proto: onnx.ModelProto, path: Path) -> None:
 
     try:
         inferred = onnx.shape_inference.infer_shapes(_without_weights(proto), strict_mode=True)
-    except onnx.shape_inference.InferenceError as error:
+    except Exception as error:  # onnx raises many kinds, all of them about the model
         msg = f"'{path}' is no valid model: {_inference_text(error)}. Export it again."
         raise UnsupportedModel(msg) from error
     channels = {
@@ -377,7 +322,7 @@ def _refuse_misshapen(proto: onnx.ModelProto, path: Path) -> None:
         wanted *= parts[0] if parts and node.op_type == "Conv" else 1
         if wanted != there:
             msg = (
-                f"'{path}' is no valid model: weight '{weight.name}' of node {_title(node)} takes {wanted} "
+                f"'{path}' is no valid model: weight '{weight.name}' of node {refusals.title(node)} takes {wanted} "
                 f"channels, and '{node.input[0]}' has {there}. Export it again."
             )
             raise UnsupportedModel(msg)
@@ -394,6 +339,13 @@ def _inference_text(error: Exception) -> str:
     return (
         f"node '{found[2] or ''}' ({found[1]}): {text}" if found[2] else f"{found[1]}: {text}"
     )
+
+
+def _root(error: BaseException) -> str:
+    """What the innermost of a chain of errors says, in one line."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return " ".join(str(error).split()).rstrip(".")
 
 
 def _without_weights(proto: onnx.ModelProto) -> onnx.ModelProto:
@@ -423,68 +375,6 @@ def _without_weights(proto: onnx.ModelProto) -> onnx.ModelProto:
         else:
             graph.initializer.append(tensor)
     return slim
-
-
-def _check_data_files(proto: onnx.ModelProto, path: Path) -> tuple[Path, ...]:
-    """The data files that the model names, all of them there, inside its folder and long enough."""
-    folder = path.parent.resolve()
-    found: set[Path] = set()
-    for tensor in _tensors(proto):
-        if not tensor.external_data:
-            continue
-        entries = {entry.key: entry.value for entry in tensor.external_data}
-        location = entries.get("location", "")
-        data = (path.parent / location).resolve()
-        if not location or not data.is_relative_to(folder):
-            msg = (
-                f"weight '{tensor.name}' of '{path}' lies in '{location}', outside the model's folder. "
-                "For safety only files beside the model are read: copy it there, and name it by its relative path."
-            )
-            raise UnsupportedModel(msg)
-        if not data.is_file():
-            msg = f"'{path}' keeps weight '{tensor.name}' in '{location}', which is missing. Copy it beside the model."
-            raise UnsupportedModel(msg)
-        end = int(entries.get("offset", 0)) + int(entries.get("length", 0))
-        if end > data.stat().st_size:
-            msg = (
-                f"weight '{tensor.name}' of '{path}' ends at byte {end} of '{location}', which has only "
-                f"{data.stat().st_size} bytes. Was it copied whole?"
-            )
-            raise UnsupportedModel(msg)
-        found.add(path.parent / location)
-    return tuple(sorted(found))
-
-
-def _graphs(proto: onnx.ModelProto) -> Iterator[onnx.GraphProto]:
-    waiting = [proto.graph]
-    for function in proto.functions:
-        waiting += [graph for node in function.node for graph in _subgraphs(node)]
-    while waiting:
-        graph = waiting.pop()
-        yield graph
-        waiting += [inner for node in graph.node for inner in _subgraphs(node)]
-
-
-def _subgraphs(node: onnx.NodeProto) -> list[onnx.GraphProto]:
-    graphs = [attribute.g for attribute in node.attribute if attribute.HasField("g")]
-    return graphs + [graph for attribute in node.attribute for graph in attribute.graphs]
-
-
-def _nodes(proto: onnx.ModelProto) -> Iterator[onnx.NodeProto]:
-    for graph in _graphs(proto):
-        yield from graph.node
-    for function in proto.functions:
-        yield from function.node
-
-
-def _tensors(proto: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
-    for graph in _graphs(proto):
-        yield from graph.initializer
-    for node in _nodes(proto):
-        for attribute in node.attribute:
-            if attribute.HasField("t"):
-                yield attribute.t
-            yield from attribute.tensors
 
 
 def content_hash(path: Path, data_files: Sequence[Path]) -> str:

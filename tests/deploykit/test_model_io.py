@@ -169,7 +169,10 @@ def add_bad_product(model):
         (add_bad_product, "no valid model: node 'product' \\(MatMul\\): "),
         (make_sparse, "'thin' first.*sparse_initializer.*Store them densely"),
         (make_sparse_branch, "sparse_initializer"),
-        (lambda model: place_data(model, "gone.bin"), "'far' in 'gone.bin', which is missing"),
+        (
+            lambda model: place_data(model, "gone.bin"),
+            "'far' of .* lies in 'gone.bin', which is missing",
+        ),
         (lambda model: place_data(model, "../far.bin"), "outside the model's folder"),
         (lambda model: place_data(model, "/etc/hostname"), "outside the model's folder"),
         (lambda model: place_data(model, "m.onnx", "99999999"), "has only .* bytes"),
