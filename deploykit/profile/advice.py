@@ -43,8 +43,8 @@ def _about_others(measured: Measurement, before: Device) -> list[str]:
     load = None if before.load_average is None else before.load_average[0]
     if load is not None and load > before.cores:
         found.append(
-            f"{load:.1f} processes wanted the {before.cores} cores of this machine before the measurement began: stop them, "
-            "or measure again when they are done"
+            f"{load:.1f} processes wanted {_cores_text(before)} of this machine before the measurement began: stop them, or "
+            "measure again when they are done"
         )
     if measured.threads == 1 and measured.clean_share < 0.5:
         found.append(
@@ -63,6 +63,10 @@ def _about_others(measured: Measurement, before: Device) -> list[str]:
     return found
 
 
+def _cores_text(device: Device) -> str:
+    return f"the {device.cores} cores" if device.cores > 1 else "the one core"
+
+
 def _about_the_clock(measured: Measurement, before: Device, after: Device) -> list[str]:
     found = []
     if before.governor is not None and before.governor not in STEADY_GOVERNORS:
@@ -75,10 +79,13 @@ def _about_the_clock(measured: Measurement, before: Device, after: Device) -> li
     slower = slowdown(list(measured.samples.values()))
     throttled = (after.throttled or 0) - (before.throttled or 0)
     if throttled > 0 or slower > SLOWDOWN:
-        seen = f"the same runs took {slower:.2f} times as long at the end as at the beginning"
-        if throttled > 0:
-            seen = f"heat or power held the clock back {throttled} times while it was measured"
-        found.append(f"{seen}: let the machine cool, or cool it better, and measure again")
+        found.append(
+            f"heat or power held the clock back {throttled} times while it was measured: let the machine cool, or cool it "
+            "better, and measure again"
+            if throttled > 0
+            else f"the same runs took {slower:.2f} times as long at the end as at the beginning: the machine grew warm, or "
+            "other work began; let it cool and rest, and measure again"
+        )
     pauses = (after.quota_pauses or 0) - (before.quota_pauses or 0)
     if pauses > 0:
         found.append(

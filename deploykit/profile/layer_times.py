@@ -9,16 +9,17 @@ profiled. Three things stand between that profile and an honest figure:
   tensors that a kernel reads (each is noted down); it is subtracted from every kernel. Nothing is scaled to fit:
   whether the sum of the layers is the time of the whole model, which is measured without the profiler, remains to be
   seen in `total_s` and `whole_s`.
-* *Other processes.* Runs in which the thread was kept waiting are left out, and of each kernel's times the middle half
-  is averaged; where hardly any run was spared it is those near the shortest, which were not interrupted. (Averaged,
-  because the profile counts whole microseconds, and a median would, too.)
+* *Other processes.* Kernels are timed on the wall clock. Runs in which the thread was kept waiting are left out; where
+  hardly any was spared, what each run waited (its wall time less its processor time) is taken off its kernels: off those
+  first that took longer than they can, then off all in proportion, because a long kernel is interrupted every time.
+
+Of a kernel's times the middle half is averaged: the profile counts whole microseconds, and so would a median.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
-import math
 import os
 import tempfile
 import time
@@ -41,6 +42,8 @@ __all__ = ["LayerProfile", "LayerTime", "profile_layers"]
 
 Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
 Event: TypeAlias = dict[str, Any]
+Floats: TypeAlias = np.ndarray[Any, np.dtype[np.float64]]
+Ints: TypeAlias = np.ndarray[Any, np.dtype[np.int64]]
 
 MOST_EVENTS = 40_000
 """Each is about a kilobyte of JSON; the runtime itself stops at a million."""
@@ -53,8 +56,8 @@ PATIENCE = 3
 SETTLED_S = 0.005
 """A model that takes longer finds nothing of its own in the caches anyway: it need not run untimed before it is timed."""
 
-UNDISTURBED = (0.05, 0.3)
-"""Where among its times, in order, those of a kernel lie that was not interrupted, on a machine where most runs are."""
+SHORTEST = 0.1
+"""Share of a kernel's times that may be shorter than it can be, by an accident of the clock."""
 
 CHAIN = 40
 CHAIN_INPUTS = (1, 2, 3)
@@ -163,8 +166,8 @@ class Chain:
             for event in _end_profiling(self._profiled)
             if event.get("cat") == "Node"
         ]
-        plain_s = (_mean_of_part(self._plain_s) - _mean_of_part(self._short_s)) / CHAIN
-        return max(0.0, _mean_of_part(durations) * 1e-6 - plain_s)
+        plain_s = (_middle_mean(self._plain_s) - _middle_mean(self._short_s)) / CHAIN
+        return max(0.0, _middle_mean(durations) * 1e-6 - plain_s)
 
 
 def profile_layers(
@@ -210,9 +213,13 @@ def profile_layers(
             msg = f"the layers of '{os.fspath(path)}' cannot be timed: {shorten(error)}"
             raise ModelError(msg) from error
         costs = [chain.cost_s() for chain in chains]
-    kept, is_clean = _cleanest(timings[1])
+    kept = _cleanest(timings[1]) if threads == 1 else np.arange(timings[1].wall_s.size)
     numbers = [skipped + (1 + settle) * int(run) + settle for run in kept]
-    kernels = _kernels(events, numbers, costs, is_clean=is_clean)
+    waited_s = np.maximum(timings[1].wall_s - timings[1].cpu_s, 0.0)[kept]
+    if threads != 1:
+        # Processor time adds up what runs side by side, and says nothing about waiting.
+        waited_s = np.zeros_like(waited_s)
+    kernels = _kernels(events, numbers, waited_s, costs)
     layers, unmapped_s = _by_layer(nodes, optimized, kernels)
     whole_s, clock = _whole(timings[0], threads)
     return LayerProfile(
@@ -232,7 +239,7 @@ def _whole(timings: Timings, threads: int | None) -> tuple[float, Clock]:
     seconds = timings.on(clock)
     if clock == "wall" and threads == 1 and timings.is_clean.sum() >= FEWEST_CLEAN:
         seconds = seconds[timings.is_clean]
-    return _mean_of_part(seconds), clock
+    return _middle_mean(seconds), clock
 
 
 def _tagged(path: str | os.PathLike[str]) -> tuple[Nodes, bytes]:
@@ -349,39 +356,67 @@ def _timings(wall_s: Sequence[float], cpu_s: Sequence[float]) -> Timings:
     return Timings(np.zeros(len(wall_s), np.int64), np.array(wall_s), np.array(cpu_s))
 
 
-def _cleanest(timings: Timings) -> tuple[np.ndarray[Any, np.dtype[np.int64]], bool]:
+def _cleanest(timings: Timings) -> Ints:
     """Numbers of the runs in which the thread was hardly kept waiting, or of all if there are too few of them."""
     clean = np.flatnonzero(timings.is_clean)
-    if clean.size >= max(FEWEST_CLEAN, timings.wall_s.size // 4):
-        return clean, True
-    return np.arange(timings.wall_s.size), False
+    is_enough = clean.size >= max(FEWEST_CLEAN, timings.wall_s.size // 4)
+    return clean if is_enough else np.arange(timings.wall_s.size)
 
 
 def _kernels(
-    events: Sequence[Event], runs: Sequence[int], costs: Sequence[float], *, is_clean: bool
+    events: Sequence[Event], runs: Sequence[int], waited_s: Floats, costs: Sequence[float]
 ) -> dict[tuple[str, int], Kernel]:
-    """Time of each kernel, by name and place in the graph, over the given runs."""
-    durations: dict[tuple[str, int], list[int]] = {}
+    """Time of each kernel, by name and place in the graph.
+
+    Args:
+        events: the profile.
+        runs: numbers of the runs that count.
+        waited_s: shape `(runs,)`; what the thread waited in each.
+        costs: what the profiler adds to a kernel, by `CHAIN_INPUTS`.
+    """
     about: dict[tuple[str, int], Event] = {}
-    for run in _by_run(events, set(runs)):
+    column: dict[tuple[str, int], Floats] = {}
+    share = np.zeros(len(runs))
+    for number, (run_s, run) in enumerate(_by_run(events, set(runs))):
         for event in run:
             key = (event["name"].removesuffix(SUFFIX), int(event["args"]["node_index"]))
-            durations.setdefault(key, []).append(event["dur"])
             about[key] = event["args"]
+            column.setdefault(key, np.zeros(len(runs)))[number] += event["dur"] * 1e-6
+        share[number] = sum(event["dur"] for event in run) * 1e-6 / max(run_s, 1e-9)
+    if not column:
+        return {}
+    # What was waited between kernels is in none of them.
+    undisturbed = _without_waits(
+        np.stack(list(column.values())), waited_s * np.minimum(share, 1.0)
+    )
     # More tensors take more time; where it is measured the other way round, that is noise.
     seconds = np.maximum.accumulate(costs)
-    part = (0.25, 0.75) if is_clean else UNDISTURBED
     found = {}
-    for key, each in durations.items():
+    for key, times in zip(column, undisturbed, strict=True):
         read = len(about[key].get("input_type_shape", ()))
-        mean_s = _mean_of_part(each, *part) * 1e-6
+        mean_s = _middle_mean(times)
         overhead_s = min(float(np.interp(read, CHAIN_INPUTS, seconds)), mean_s)
         found[key] = Kernel(str(about[key]["op_name"]), mean_s - overhead_s, overhead_s)
     return found
 
 
-def _by_run(events: Sequence[Event], wanted: set[int]) -> Iterator[list[Event]]:
-    """The kernels of the main graph, for each of the wanted runs."""
+def _without_waits(times: Floats, waited_s: Floats) -> Floats:
+    """Take what each run waited off its kernels.
+
+    Args:
+        times: shape `(kernels, runs)`; wall time of each kernel in each run.
+        waited_s: shape `(runs,)`; what the thread waited in each.
+    """
+    beyond = np.maximum(times - np.quantile(times, SHORTEST, axis=1, keepdims=True), 0.0)
+    total = beyond.sum(axis=0)
+    times = times - beyond * np.minimum(waited_s / np.maximum(total, 1e-12), 1.0)
+    rest = np.maximum(waited_s - total, 0.0)
+    left: Floats = times * np.maximum(1.0 - rest / np.maximum(times.sum(axis=0), 1e-12), 0.0)
+    return left
+
+
+def _by_run(events: Sequence[Event], wanted: set[int]) -> Iterator[tuple[float, list[Event]]]:
+    """Seconds and kernels of the main graph, for each of the wanted runs."""
     runs = sorted(
         (event for event in events if event.get("name") == "model_run"),
         key=lambda event: event["ts"],
@@ -405,16 +440,14 @@ def _by_run(events: Sequence[Event], wanted: set[int]) -> Iterator[list[Event]]:
                 busy_until = event["ts"] + event["dur"]
             at += 1
         if number in wanted:
-            yield found
+            yield run["dur"] * 1e-6, found
 
 
-def _mean_of_part(
-    seconds: Sequence[float] | Array, lo: float = 0.25, hi: float = 0.75
-) -> float:
-    """Mean of those that lie between two shares of all, in order; the middle half by itself."""
+def _middle_mean(seconds: Sequence[float] | Array) -> float:
+    """Mean of the middle half."""
     ordered = np.sort(np.asarray(seconds, dtype=np.float64))
-    first = min(int(ordered.size * lo), ordered.size - 1)
-    return float(ordered[first : max(first + 1, math.ceil(ordered.size * hi))].mean())
+    quarter = ordered.size // 4
+    return float(ordered[quarter : ordered.size - quarter].mean())
 
 
 def _end_profiling(session: Any) -> list[Event]:  # noqa: ANN401 - a type of the runtime
