@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 __all__ = ["ChannelMap", "Values", "find_channels"]
 
+EMPTY = Pins("'{op}' works on a tensor without elements")
 UNKNOWN = Pins("the sizes that '{op}' works with are not known")
 
 
@@ -129,6 +130,9 @@ def visit(node: ir.Node, t: Trace) -> None:
     inputs = [value for value in node.inputs if value is not None]
     known = all(t.known(value) for value in (*inputs, *node.outputs[:1]))
     row = row_of(node) if known else UNKNOWN
+    live = [value for value in inputs if not t.is_weight(value)]
+    if any(0 in t.shape(value) for value in (*live, *node.outputs[:1]) if t.known(value)):
+        row = EMPTY
     row.trace(node, t)
 
 
