@@ -7,12 +7,13 @@ Every form is written to disk as it will be handed out, and what is checked, val
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import importlib.metadata
 import platform
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
@@ -21,7 +22,7 @@ import numpy as np
 import deploykit
 from deploykit import candidates, groups, layers, model_io, size
 from deploykit.choice import ORIGINAL, Choice, Form, choose, shortlist
-from deploykit.errors import ModelError, PassFailed, RuntimeUnavailable
+from deploykit.errors import DeploykitError, ModelError, PassFailed, RuntimeUnavailable
 from deploykit.instruments import Dump
 from deploykit.masks import apply_masks, read_masks
 from deploykit.output_folder import OutputFolder
@@ -220,6 +221,7 @@ def optimize(
     with OutputFolder(out, force=force, sources=[request.source]) as folder:
         progress("reading the model")
         start = _start(request.source, recipe, folder.work)
+        folder.protect(start.source.files)
         steps = candidates.plan_steps(recipe, target)
         forms, failed = _make_forms(start, steps, folder.work, progress)
         job = Job(request, recipe, target, start, steps, tuple(forms), failed, progress)
@@ -262,11 +264,14 @@ def plan(request: Request, *, progress: Progress = silent) -> records.Report:
     progress("planning")
     instruments = [Dump(request.dump_dir)] if request.dump_dir is not None else []
     shapes, notes = _assumed_shapes(request.source, model, recipe)
-    made = next(candidates.make(model, steps, instruments=instruments))
-    if isinstance(made, candidates.Unmade):
-        raise ModelError(made.reason)
-    before = size.count(model, shapes)
-    after = size.count(made.model, shapes)
+    with _told_by_the_runtime(request.source, recipe):
+        made = next(candidates.make(model, steps, instruments=instruments))
+        if isinstance(made, candidates.Unmade):
+            raise ModelError(made.reason)
+        before = size.count(model, shapes)
+        after = size.count(made.model, shapes)
+        compared = layers.compare(model, made.model)
+        found = groups.find_groups(model)
     return records.Report(
         command=request.command,
         versions=_versions(),
@@ -283,13 +288,32 @@ def plan(request: Request, *, progress: Progress = silent) -> records.Report:
         validation=None,
         candidates=(),
         profile=None,
-        layers=layers.compare(model, made.model),
+        layers=compared,
         verdict="planned",
-        groups=groups.find_groups(model),
+        groups=found,
         reason="this is what exact removal would do; nothing was measured or written",
         warnings=(*notes, *(_left_out_warnings(steps) if recipe.passes is not None else ())),
         elapsed_s=time.perf_counter() - began,
     )
+
+
+@contextlib.contextmanager
+def _told_by_the_runtime(path: Path, recipe: Recipe) -> Iterator[None]:
+    """Let the runtime say what is wrong with a model that a pass stumbles over; if it takes it, the bug is ours.
+
+    Raises:
+        ModelError: the runtime does not take the model.
+    """
+    try:
+        yield
+    except DeploykitError:
+        raise
+    except Exception as error:
+        try:
+            find_inputs(path, recipe.shape, count=1)
+        except RuntimeUnavailable:
+            raise error from None
+        raise
 
 
 def find_target(recipe: Recipe) -> Target:
