@@ -21,7 +21,7 @@ from passes import weights
 from passes.analysis.arguments import Arguments, argument, is_standard, normalise
 from passes.analysis.compact import Array, compress, reshape
 from passes.analysis.moves import MOVES, any_along, find_move, narrow, widen
-from passes.analysis.products import Factor, joined, joined_labelled, subscripts
+from passes.analysis.products import Factor, joined_labelled, joined_live, subscripts
 from passes.analysis.scalars import BINARY, UNARY, VARIADIC
 from passes.analysis.zeros import any_column, nonzero_blocks, outputs_first
 
@@ -271,15 +271,15 @@ def _matmul(walk: _Walk, node: ir.Node, wanted: Sequence[Array]) -> Claims:
         out = out[..., None, :]
     claims: Claims = {}
     if walk.arguments.constant(left) is None:
-        other = walk.factor(right).live
-        other = other[:, None] if other.ndim == 1 else other
-        claim = joined(out, other.swapaxes(-1, -2))
+        other = walk.factor(right)
+        other = other.reshaped((-1, 1)) if walk.rank(right) == 1 else other
+        claim = joined_live(out, other.transposed())
         claim = claim.squeeze(-2) if walk.rank(left) == 1 else claim
         claims[0] = narrow(claim, walk.shape[left])
     if walk.arguments.constant(right) is None:
-        other = walk.factor(left).live
-        other = other[None] if other.ndim == 1 else other
-        claim = joined(other.swapaxes(-1, -2), out)
+        other = walk.factor(left)
+        other = other.reshaped((1, -1)) if walk.rank(left) == 1 else other
+        claim = joined_live(out.swapaxes(-1, -2), other).swapaxes(-1, -2)
         claim = claim.squeeze(-1) if walk.rank(right) == 1 else claim
         claims[1] = narrow(claim, walk.shape[right])
     return claims
@@ -293,12 +293,12 @@ def _gemm(walk: _Walk, node: ir.Node, wanted: Sequence[Array]) -> Claims:
     flip_left = node.attributes.get_int("transA", 0) == 1
     flip_right = node.attributes.get_int("transB", 0) == 1
     if walk.arguments.constant(left) is None:
-        other = walk.factor(right).live
-        claim = joined(wanted[0], other if flip_right else other.T)
+        other = walk.factor(right)
+        claim = joined_live(wanted[0], other if flip_right else other.transposed())
         claims[0] = claim.T if flip_left else claim
     if walk.arguments.constant(right) is None:
-        other = walk.factor(left).live
-        claim = joined(other if flip_left else other.T, wanted[0])
+        other = walk.factor(left)
+        claim = joined_live(wanted[0].T, other.transposed() if flip_left else other).T
         claims[1] = claim.T if flip_right else claim
     added = argument(node, 2)
     if added is not None:

@@ -24,8 +24,12 @@ __all__ = [
     "contract_labelled",
     "joined",
     "joined_labelled",
+    "joined_live",
     "subscripts",
 ]
+
+ELEMENTS_AT_ONCE = 1 << 20
+"""Large weights are gone through in slices of about this many elements, which stay in a processor's cache."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,7 +71,10 @@ class Factor:
     @property
     def live(self) -> Array:
         """Which elements are not known to be zero: compact, bool."""
-        found: Array = ~(self.mask & (self.value == 0))
+        # Of weights all is known; to spread a single True over them would take 20 times as long as comparing them.
+        found: Array = (
+            self.value != 0 if self.mask.all() else ~(self.mask & (self.value == 0))
+        )
         return found
 
     @property
@@ -79,6 +86,16 @@ class Factor:
     def is_unknown(self) -> bool:
         """Whether nothing is known."""
         return not self.mask.any()
+
+    def rows(self, part: slice) -> Factor:
+        """Some of the rows, the last axis but one."""
+        index = (..., part, slice(None))
+        return Factor(
+            self.mask if self.mask.shape[-2] == 1 else self.mask[index],
+            self.value if self.value.shape[-2] == 1 else self.value[index],
+            self.symbolic,
+            self.shape,
+        )
 
     def transposed(self) -> Factor:
         """Swap the last two axes."""
@@ -126,21 +143,47 @@ def joined(left: Array, right: Array) -> Array:
     return product > 0
 
 
+def joined_live(left: Array, right: Factor) -> Array:
+    """`joined(left, right.live)`, without an array of the size of a large weight.
+
+    Args:
+        left: compact bool, shape `(..., rows, inner)`.
+        right: a factor of shape `(..., inner, columns)`.
+
+    Returns:
+        compact bool, shape `(..., rows, columns)`.
+    """
+    inner = max(right.mask.shape[-2], right.value.shape[-2])
+    if right.value.size <= ELEMENTS_AT_ONCE or inner == 1:
+        return joined(left, right.live)
+    step = max(1, ELEMENTS_AT_ONCE * inner // right.value.size)
+    found = np.zeros((1,) * right.value.ndim, dtype=bool)
+    for start in range(0, inner, step):
+        part = slice(start, start + step)
+        some = left if left.shape[-1] == 1 else left[..., part]
+        found = found | joined(some, right.rows(part).live)
+        if found.all():
+            break
+    return found
+
+
 def contract(a: Factor, b: Factor) -> tuple[Array, Array] | None:
     """Multiply two matrices: which elements of the product are known, and their values.
 
     Returns:
         compact arrays (mask, value), shape `(..., rows, columns)`; None if nothing is known.
     """
-    a_unknown, b_unknown = ~a.mask, ~b.mask
     if a.is_unknown and b.is_unknown:
         return None
-    a_live = a.mask & (a.value != 0) if not a.is_unknown else np.zeros_like(a.mask)
-    b_live = b.mask & (b.value != 0) if not b.is_unknown else np.zeros_like(b.mask)
-    bad = joined(a_unknown, b_unknown | b_live) | joined(a_live, b_unknown)
+    # Unknown meets what may not be zero, from either side.
+    bad = joined_live(~a.mask, b)
+    if not b.mask.all():
+        bad = bad | joined_live(~b.mask.swapaxes(-1, -2), a.transposed()).swapaxes(-1, -2)
     if bad.all():
         return None
-    adding = joined(a_live, b_live) & ~bad
+    if a.is_unknown or b.is_unknown:
+        return ~bad, np.zeros((1,) * bad.ndim)
+    adding = joined(a.mask & (a.value != 0), b.mask & (b.value != 0)) & ~bad
     if (a.symbolic[-1] or b.symbolic[-2]) and adding.any():
         # How many terms there are depends on a size that is not known.
         bad, adding = bad | adding, np.zeros_like(adding)
