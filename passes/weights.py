@@ -25,6 +25,7 @@ __all__ = [
     "copy_for",
     "fold",
     "is_constant",
+    "is_finite",
     "lift",
     "new_initializer",
     "parameter_count",
@@ -33,6 +34,12 @@ __all__ = [
     "size_bytes",
     "tensor",
 ]
+
+ELEMENTS_AT_ONCE = 1 << 18
+"""Weights are looked through in slices of this many elements, which fit a cache."""
+
+EXPONENTS = {"float16": np.uint16(0x7C00), "bfloat16": np.uint16(0x7F80)}
+"""The bits that are all set in a NaN or an infinity."""
 
 # What int64 and bool tensors of a graph hold is sizes, axes, indices and conditions, not learned numbers.
 NOT_PARAMETERS = frozenset({ir.DataType.INT64, ir.DataType.BOOL, ir.DataType.STRING})
@@ -65,6 +72,26 @@ def constant(value: ir.Value | None) -> Array | None:
     """
     found = tensor(value)
     return None if found is None else found.numpy()
+
+
+def is_finite(array: Array) -> bool:
+    """Whether no element is NaN or infinite; true of types that have neither."""
+    flat = array.reshape(-1)
+    exponent = EXPONENTS.get(array.dtype.name)
+    if exponent is not None:
+        # Types of 16 bits are looked at as bits, which is ten times as fast.
+        bits = flat.view(np.uint16)
+        return all(
+            bool(((bits[start : start + ELEMENTS_AT_ONCE] & exponent) != exponent).all())
+            for start in range(0, flat.size, ELEMENTS_AT_ONCE)
+        )
+    try:
+        return all(
+            bool(np.isfinite(flat[start : start + ELEMENTS_AT_ONCE]).all())
+            for start in range(0, flat.size, ELEMENTS_AT_ONCE)
+        )
+    except TypeError:
+        return True
 
 
 def constant_tensor(node: ir.Node) -> ir.TensorProtocol | None:

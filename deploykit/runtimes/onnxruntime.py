@@ -6,6 +6,7 @@ import importlib
 import importlib.metadata
 import os
 import re
+import threading
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
@@ -25,6 +26,8 @@ Optimization: TypeAlias = Literal["all", "none"]
 
 CPU = "CPUExecutionProvider"
 MESSAGE_LIMIT = 300
+RUN_LIMIT_S = 600.0
+"""How long a model may run once: far longer than a model that anybody measures, and shorter than a night."""
 DTYPES = {
     "float": "float32",
     "double": "float64",
@@ -43,10 +46,13 @@ def load() -> ModuleType:
         RuntimeUnavailable: it is not installed, or its library cannot be loaded.
     """
     try:
-        return importlib.import_module("onnxruntime")
+        runtime = importlib.import_module("onnxruntime")
     except ImportError as error:
         msg = f"ONNX Runtime cannot be imported: {error}. Install it with 'pip install onnxruntime'."
         raise RuntimeUnavailable(msg) from error
+    # Its allocator has a log of its own, which does not listen to the options of a session.
+    runtime.set_default_logger_severity(4)
+    return runtime
 
 
 def capabilities() -> Capabilities:
@@ -154,12 +160,25 @@ class Session:
         if self._session is None:
             msg = "Session developer: run() after close()"
             raise RuntimeError(msg)
+        options = load().RunOptions()
+        # A loop may go on for ever; the runtime looks at this flag between the nodes.
+        watch = threading.Timer(RUN_LIMIT_S, setattr, (options, "terminate", True))
+        watch.daemon = True
+        watch.start()
         try:
-            values = self._session.run(None, dict(feeds))
+            values = self._session.run(None, dict(feeds), options)
         except self._failures as error:
             shapes = ", ".join(f"{name} {list(array.shape)}" for name, array in feeds.items())
+            if options.terminate:
+                msg = (
+                    f"{self._name} did not end within {RUN_LIMIT_S:.0f} s on {shapes}. Does it loop for ever? "
+                    "Give smaller sizes with --shape, or repair it."
+                )
+                raise ModelError(msg) from error
             msg = f"{self._name} does not run on {shapes}: {shorten(error)}"
             raise ModelError(msg) from error
+        finally:
+            watch.cancel()
         pairs = zip(self.outputs, values, strict=True)
         return {spec.name: value for spec, value in pairs if isinstance(value, np.ndarray)}
 

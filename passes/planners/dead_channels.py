@@ -13,16 +13,19 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from passes import weights
 from passes.analysis import operands
 from passes.analysis.axis_rules.contraction import Weighted
 from passes.analysis.axis_rules.convolution import CONVOLUTIONS, is_depthwise
 from passes.analysis.axis_rules.row import attribute_int, data, input_at
+from passes.analysis.edits import Select
 from passes.analysis.tags import Conflict, Pin
 from passes.analysis.walk import Replay, label
 from passes.base import Change, Skip
 from passes.planners.carrying import Carry, Carrying, carrier_pin
 from passes.planners.ties import Settlement
 from passes.plans import ChannelPlan
+from passes.surgery import take
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -80,6 +83,7 @@ def plan_removal(channels: ChannelMap, *, carry: Carry = "carrier") -> Removal:
         drop[0] = False
         try:
             replay = channels.replay(drop)
+            hold_blemishes(replay)
             break
         except Conflict as conflict:
             classes = np.unique(channels.roots[conflict.tags])
@@ -111,6 +115,32 @@ def plan_removal(channels: ChannelMap, *, carry: Carry = "carrier") -> Removal:
         or settlement.had_empty
         or any(len(data(merge.node, merge.index).uses()) > 1 for merge in merges),
     )
+
+
+def hold_blemishes(replay: Replay) -> None:
+    """Refuse to cut NaN and infinity out of a weight: nothing cancels them, zero times either is NaN.
+
+    Raises:
+        Conflict: a weight would lose one.
+    """
+    for edit in replay.edits:
+        if not isinstance(edit, Select):
+            continue
+        value = edit.node.inputs[edit.index]
+        array = weights.constant(value)
+        if value is None or array is None or weights.is_finite(array):
+            continue
+        if (
+            np.isfinite(array).sum() - array.size
+            != np.isfinite(left := take(array, edit.picks)).sum() - left.size
+        ):
+            reason = f"its constant '{value.name}' holds NaN or infinity there, which no zero cancels"
+            raise replay.conflict(edit.node, np.zeros(0, dtype=np.int64), reason)
+
+
+def blemishes(array: Array) -> int:
+    """How many elements are NaN or infinite."""
+    return array.size - int(np.count_nonzero(np.isfinite(array)))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -276,7 +306,7 @@ def zero_rows(node: ir.Node, noted: object) -> list[int]:
         weight, free = noted.weight, noted.names.free(noted.weight)
         axis = noted.names.operands[weight].index(free) if len(free) == 1 else None
     table = operands.read(input_at(node, weight)) if axis is not None else None
-    if axis is None or table is None or table.ndim < 2:
+    if axis is None or table is None or table.ndim < 2 or not table.size:
         return []
     rows = np.moveaxis(table, axis, 0).reshape(table.shape[axis], -1)
     return [int(index) for index in np.flatnonzero(~rows.any(axis=1))]

@@ -238,7 +238,7 @@ class Contraction:
 
 def squeezed(tags: Array) -> Array:
     """Without axes of size 1."""
-    return tags.reshape([size for size in tags.shape if size > 1] or [1])
+    return tags.reshape([size for size in tags.shape if size != 1] or [1])
 
 
 def replay_weight(node: ir.Node, r: Replay, noted: Weighted) -> None:
