@@ -72,9 +72,7 @@ class Factor:
     def live(self) -> Array:
         """Which elements are not known to be zero: compact, bool."""
         # Of weights all is known; to spread a single True over them would take 20 times as long as comparing them.
-        found: Array = (
-            self.value != 0 if self.mask.all() else ~(self.mask & (self.value == 0))
-        )
+        found: Array = self.value != 0 if self.mask.all() else ~(self.mask & (self.value == 0))
         return found
 
     @property
