@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Collection, Iterable, Mapping
 
@@ -81,35 +82,45 @@ def carry_out(edits: Iterable[Edit]) -> None:
 def replace(node: ir.Node, index: int, array: Array) -> None:
     """Give one use of a constant new data; the tensor itself, if nobody else reads it."""
     value = node.inputs[index]
-    if (
-        value is not None
-        and len(value.uses()) == 1
-        and value.is_initializer()
-        and not value.is_graph_output()
-    ):
+    if value is not None and is_own(value):
         weights.set_tensor(value, array)
     else:
         weights.copy_for(node, index, array)
 
 
+def is_own(value: ir.Value) -> bool:
+    """Whether a constant is an initializer with one reader."""
+    return len(value.uses()) == 1 and value.is_initializer() and not value.is_graph_output()
+
+
 def merge(edit: Merge) -> None:
     """Let one input channel take over others."""
     value = edit.node.inputs[edit.index]
-    old = weights.constant(value)
-    if old is None:
+    held = weights.tensor(value)
+    if value is None or held is None:
         raise UnsupportedGraph(edit.node.name or "", "its weight is not a plain constant")
-    array = old.astype(np.float64)
-    rows = [slice(None)] * array.ndim
+    if is_own(value):
+        shape = tuple(held.shape.numpy())
+        weights.set_derived(value, functools.partial(merged, edit=edit), shape)
+    else:
+        weights.copy_for(edit.node, edit.index, merged(held.numpy(), edit))
+
+
+def merged(array: Array, edit: Merge) -> Array:
+    """What a Merge makes of a weight."""
+    new = array.copy()
+    rows = [slice(None)] * new.ndim
     if edit.rows is not None:
         rows[edit.rows[0]] = slice(edit.rows[1], edit.rows[2])
-    part = array[tuple(rows)]
-    moved = np.moveaxis(part, edit.axes, range(len(edit.axes)))
-    taken = moved[edit.sources]
+    # a view: what is written to it is written to `new`
+    moved = np.moveaxis(new[tuple(rows)], edit.axes, range(len(edit.axes)))
+    taken = moved[edit.sources].astype(np.float64)
     moved[edit.sources] = 0
     if edit.into is not None:
         factors = edit.factors.reshape([-1] + [1] * (taken.ndim - 1))
-        moved[edit.into] += (taken * factors).sum(0)
-    replace(edit.node, edit.index, array.astype(old.dtype))
+        total = moved[edit.into].astype(np.float64) + (taken * factors).sum(0)
+        moved[edit.into] = total.astype(new.dtype)
+    return new
 
 
 def take(array: Array, picks: tuple[Array | None, ...]) -> Array:
@@ -119,17 +130,30 @@ def take(array: Array, picks: tuple[Array | None, ...]) -> Array:
             if pick is not None:
                 array = np.take(array, pick, axis)
         return array
-    grid = []
+    return array[grid(array.shape, picks)]
+
+
+def taken_shape(shape: tuple[int, ...], picks: tuple[Array | None, ...]) -> tuple[int, ...]:
+    """The shape of what `take` takes of an array."""
+    if all(pick is None or pick.ndim <= 1 for pick in picks):
+        pairs = zip(shape, picks, strict=True)
+        return tuple(size if pick is None else len(pick) for size, pick in pairs)
+    return np.broadcast_shapes(*(places.shape for places in grid(shape, picks)))
+
+
+def grid(shape: tuple[int, ...], picks: tuple[Array | None, ...]) -> tuple[Array, ...]:
+    """Picks as index arrays, one an axis, that broadcast against each other."""
+    places = []
     for axis, pick in enumerate(picks):
-        line = [1] * array.ndim
+        line = [1] * len(shape)
         line[axis] = -1
         if pick is None:
-            grid.append(np.arange(array.shape[axis]).reshape(line))
-        elif pick.ndim == 1 and array.ndim > 1:
-            grid.append(pick.reshape(line))
+            places.append(np.arange(shape[axis]).reshape(line))
+        elif pick.ndim == 1 and len(shape) > 1:
+            places.append(pick.reshape(line))
         else:
-            grid.append(pick.reshape(pick.shape + (1,) * (array.ndim - pick.ndim)))
-    return array[tuple(grid)]
+            places.append(pick.reshape(pick.shape + (1,) * (len(shape) - pick.ndim)))
+    return tuple(places)
 
 
 def select(edits: list[Select]) -> None:
@@ -152,13 +176,14 @@ def select(edits: list[Select]) -> None:
             if node is not None:
                 select_quantized(node, same, whole=whole)
                 continue
-            old = weights.constant(value)
-            if old is None:
+            held = weights.tensor(value)
+            if held is None:
                 raise UnsupportedGraph(value.name or "", "it is not constant")
-            new = cut(old, same[0], 0)
             if whole and value.is_initializer():
-                weights.set_tensor(value, new)
+                shape = taken_shape(tuple(held.shape.numpy()), same[0].picks)
+                weights.set_derived(value, functools.partial(cut, edit=same[0], zero=0), shape)
                 continue
+            new = cut(held.numpy(), same[0], 0)
             # exporters share equal constants (all those zero biases); where the parts are equal, they still do
             content = new.tobytes()
             if content not in copies:

@@ -3,6 +3,9 @@
 Assigning `const_value` by hand leaves the value's shape stale, and the stale shape is what gets saved. Everything
 that writes a constant therefore goes through `set_tensor`, `new_initializer` or `copy_for`, which keep the data, the
 shape and the type together; nothing else in the project assigns `const_value`.
+
+A weight may be far larger than there is memory. What lies in a file is mapped, not read, and what `set_derived` makes of
+it is made when somebody asks, a weight at a time.
 """
 
 from __future__ import annotations
@@ -16,7 +19,7 @@ import onnx_ir as ir
 from passes.errors import PassError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from passes.analysis.compact import Array
 
@@ -30,6 +33,7 @@ __all__ = [
     "new_initializer",
     "parameter_count",
     "rehome",
+    "set_derived",
     "set_tensor",
     "size_bytes",
     "tensor",
@@ -40,6 +44,9 @@ ELEMENTS_AT_ONCE = 1 << 18
 
 EXPONENTS = {"float16": np.uint16(0x7C00), "bfloat16": np.uint16(0x7F80)}
 """The bits that are all set in a NaN or an infinity."""
+
+LARGE_BYTES = 1 << 20
+"""Weights from this size on are not kept in memory if they can be made again from a file."""
 
 # What int64 and bool tensors of a graph hold is sizes, axes, indices and conditions, not learned numbers.
 NOT_PARAMETERS = frozenset({ir.DataType.INT64, ir.DataType.BOOL, ir.DataType.STRING})
@@ -122,10 +129,53 @@ def set_tensor(value: ir.Value, array: Array) -> None:
     Raises:
         PassError: `value` is not an initializer, or it is also a graph input, whose shape is the model's interface.
     """
+    check_replaceable(value)
+    fill(value, array)
+
+
+def check_replaceable(value: ir.Value) -> None:
+    """Raise a PassError unless `value` is an initializer whose data nobody but the model decides."""
     if not value.is_initializer() or value.is_graph_input():
         msg = f"cannot replace the data of '{value.name}': it is not a constant initializer. Run 'tidy' first."
         raise PassError(msg)
-    fill(value, array)
+
+
+def set_derived(
+    value: ir.Value, derive: Callable[[Array], Array], shape: tuple[int, ...]
+) -> None:
+    """Replace an initializer's data by what `derive` makes of it, for all of its uses.
+
+    Where the data is large and lies in a file, nothing is read now. The array is made when it is wanted, each time, so
+    that the results of cutting a model of gigabytes are never in memory together.
+
+    Args:
+        value: the initializer.
+        derive: from the data to other data of the same type; called later, perhaps more than once.
+        shape: of what it returns.
+
+    Raises:
+        PassError: as `set_tensor`.
+    """
+    check_replaceable(value)
+    held = value.const_value
+    if held is None:
+        msg = f"Pass developer: '{value.name}' has no data to derive other data from"
+        raise PassError(msg)
+    is_in_file = isinstance(held, ir.ExternalTensor | ir.LazyTensor)
+    if not is_in_file or held.nbytes < LARGE_BYTES:
+        fill(value, derive(held.numpy()))
+        return
+
+    def made() -> ir.TensorProtocol:
+        array = derive(held.numpy())
+        if array.shape != shape:
+            msg = (
+                f"Pass developer: '{held.name}' was to get the shape {shape}, not {array.shape}"
+            )
+            raise PassError(msg)
+        return ir.Tensor(array, name=held.name)
+
+    place(value, ir.LazyTensor(made, held.dtype, ir.Shape(shape), name=value.name))
 
 
 def new_initializer(graph: ir.Graph, hint: str, array: Array) -> ir.Value:
@@ -237,9 +287,13 @@ def size_bytes(model: ir.Model) -> int:
 
 def fill(value: ir.Value, array: Array) -> None:
     """Set data, shape and type of `value` together; the guard against stale shapes."""
-    new = ir.Tensor(array, name=value.name)
+    place(value, ir.Tensor(array, name=value.name))
+
+
+def place(value: ir.Value, new: ir.TensorProtocol) -> None:
+    """Let `value` hold a tensor, and have its shape and type."""
     value.const_value = new
-    value.shape = new.shape.copy()
+    value.shape = ir.Shape(new.shape.numpy())
     # Not `value.dtype = ...`: that writes into a type object which a clone of the model may share.
     value.type = ir.TensorType(new.dtype)
 

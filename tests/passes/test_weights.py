@@ -120,3 +120,40 @@ def test_nothing_else_assigns_const_value() -> None:
         if re.search(r"\.const_value\s*=[^=]|const_value=", file.read_text())
     }
     assert guilty == {"passes/weights.py"}
+
+
+def test_what_is_derived_from_a_large_file_is_made_when_wanted(tmp_path: pathlib.Path) -> None:
+    rows = weights.LARGE_BYTES // 32
+    array = np.arange(rows * 16, dtype=np.float32).reshape(rows, 16)
+    array.tofile(tmp_path / "data")
+
+    def on_disk(name: str, count: int) -> ir.Value:
+        shape = ir.Shape((count, 16))
+        held = ir.ExternalTensor(
+            "data", 0, count * 64, ir.DataType.FLOAT, shape=shape, name=name, base_dir=tmp_path
+        )
+        return ir.Value(
+            name=name, shape=shape, type=ir.TensorType(held.dtype), const_value=held
+        )
+
+    large, small = on_disk("large", rows), on_disk("small", rows // 2 - 1)
+    graph = ir.Graph([], [], nodes=[], initializers=[large, small], name="g")
+    made: list[int] = []
+
+    def cut(held: np.ndarray) -> np.ndarray:
+        made.append(len(held))
+        return held[:, :12]
+
+    weights.set_derived(large, cut, (rows, 12))
+    weights.set_derived(small, cut, (rows // 2 - 1, 12))
+    assert made == [rows // 2 - 1], "the small one at once, the large one later"
+    assert weights.size_bytes(ir.Model(graph, ir_version=10)) == (rows + rows // 2 - 1) * 48
+    # again, from what is not there yet
+    weights.set_derived(large, lambda held: held[1:] * 2, (rows - 1, 12))
+    assert made == [rows // 2 - 1]
+    np.testing.assert_array_equal(weights.constant(large), array[1:, :12] * 2)
+    assert large.shape == (rows - 1, 12)
+    assert large.dtype == ir.DataType.FLOAT
+    weights.set_derived(large, lambda held: held[:1], (2, 12))
+    with pytest.raises(PassError, match=r"was to get the shape \(2, 12\), not \(1, 12\)"):
+        weights.constant(large)
