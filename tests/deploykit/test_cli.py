@@ -11,6 +11,7 @@ import onnx
 import pytest
 
 import passes
+from deploykit.cli import COMMANDS
 from deploykit.report.records import schema
 from tests.deploykit import fakes
 from tests.deploykit.conftest import make_network
@@ -23,7 +24,9 @@ def run_python(*arguments):
     return subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603 - ours
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["optimize", "--help"], ["--version"]])
+@pytest.mark.parametrize(
+    "arguments", [["--help"], *([each, "--help"] for each in COMMANDS), ["--version"]]
+)
 def test_help_imports_nothing_heavy(arguments):
     code = (
         "import sys\nfrom deploykit.cli import main\n"
@@ -36,7 +39,7 @@ def test_help_imports_nothing_heavy(arguments):
     assert result.stdout
 
 
-@pytest.mark.parametrize("command", ["optimize", "inspect", "passes"])
+@pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_starts_as_a_program(command):
     result = run_python("-m", "deploykit", command, "-h")
     assert result.returncode == 0

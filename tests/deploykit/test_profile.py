@@ -78,7 +78,9 @@ def test_models_take_turns_in_changing_orders_over_several_builds(log):
     )
     # Ten rounds do not divide by three: the share of each build is rounded up.
     assert result["rebuild"] == [0] * 4 + [1] * 4 + [2] * 4
-    assert [len(each) for each in result["wall_s"] + result["cpu_s"]] == [12] * 6
+    columns = [result[key] for key in ("wall_s", "cpu_s", "switches", "faults")]
+    assert [len(each) for column in columns for each in column] == [12] * 12
+    assert [len(each) for each in result["load_s"]] == [3] * 3
     assert all(sorted(record["order"]) == [0, 1, 2] for _, record in seen)
     assert len({tuple(record["order"]) for _, record in seen}) > 2
     assert [log.count(f"open {name}") for name in "abc"] == [3, 3, 3]
@@ -118,6 +120,20 @@ def test_the_sampler_stands_alone_and_prints_while_it_measures(tmp_path, write):
     assert lines[-1]["wall_s"][1] == [line["wall_s"][1] for line in lines[:4]]
     assert lines[-1]["cpu_clock"] == "thread"
     assert all(seconds > 0 for each in lines[-1]["wall_s"] for seconds in each)
+
+
+def test_the_sampler_alone_measures_memory(tmp_path, write):
+    script = shutil.copy(sampler.__file__, tmp_path / "sampler.py")
+    np.savez(tmp_path / "in.npz", **feeds(512))
+    job = {"models": [str(write(512))], "inputs": str(tmp_path / "in.npz"), "memory": True}
+    (tmp_path / "job.json").write_text(json.dumps(job))
+    command = [sys.executable, "-I", script, str(tmp_path / "job.json")]
+    done = subprocess.run(  # noqa: S603 - the file under test
+        command, capture_output=True, text=True, check=True, cwd=tmp_path
+    )
+    found = json.loads(done.stdout)
+    assert found["event"] == "end"
+    assert found["peak_bytes"] is None or found["peak_bytes"] > found["before_bytes"] > 0
 
 
 def test_a_bad_job_is_a_usage_error(tmp_path, capsys):

@@ -143,3 +143,66 @@ def test_percentiles_are_those_of_all_samples():
     )
     assert latency.samples == 101
     assert statistics.summarize(timings, "cpu").p50_s == 25.5
+
+
+def test_measurements_of_two_occasions_are_compared_by_what_each_varies():
+    dice = np.random.default_rng(11)
+    ratios = []
+    for _ in range(100):
+        base, _ = simulate(dice, sessions=0.004, drift=0.0)
+        _, other = simulate(dice, 1.2, sessions=0.004, drift=0.0)
+        ratios.append(statistics.unpaired_ratio(base, other, resamples=1000))
+    assert sum(ratio.lo <= 1.2 <= ratio.hi for ratio in ratios) >= 88
+    assert all(ratio.lo > 1.1 for ratio in ratios)
+    assert np.median([ratio.hi - ratio.lo for ratio in ratios]) < 0.06
+    # Other numbers of rounds and builds on the two sides are nothing special.
+    short, _ = simulate(dice, rounds=4, rebuilds=2)
+    assert statistics.unpaired_ratio(short, other).rounds == 8
+
+
+def outlying(extra_wall_s=0.0, extra_cpu_s=0.0, *, at=50, switches=0, faults=0):
+    """100 runs of 10 ms, one of which is special."""
+    dice = np.random.default_rng(12)
+    cpu_s = 0.010 * np.exp(dice.normal(0, 0.001, 100))
+    wall_s = cpu_s + 1e-6
+    cpu_s[at] += extra_cpu_s
+    wall_s[at] += extra_wall_s + extra_cpu_s
+    counted = [np.zeros(100, np.int64) for _ in range(2)]
+    counted[0][at], counted[1][at] = switches, faults
+    rebuild = np.repeat(np.arange(2), 50)
+    return statistics.find_outliers(Timings(rebuild, wall_s, cpu_s, *counted))
+
+
+@pytest.mark.parametrize(
+    ("sample", "source"),
+    [
+        ({"extra_wall_s": 0.005, "switches": 2}, statistics.WAITED),
+        ({"extra_wall_s": 0.005}, statistics.ASLEEP),
+        ({"extra_cpu_s": 0.005, "faults": 900}, statistics.FAULTED),
+        ({"extra_cpu_s": 0.005, "at": 51}, statistics.FIRST),
+        ({"extra_cpu_s": 0.005, "at": 80}, statistics.BUSY_CORE),
+        ({"extra_cpu_s": -0.005}, statistics.FAST),
+        # Most of it was waiting, whatever else there was.
+        (
+            {"extra_wall_s": 0.005, "extra_cpu_s": 0.001, "switches": 1, "faults": 50},
+            statistics.WAITED,
+        ),
+    ],
+)
+def test_outliers_are_named_by_what_explains_most_of_them(sample, source):
+    found = {each.source: each.count for each in outlying(**sample)}
+    assert found.pop(source) >= 1
+    assert not set(found) - {statistics.FAST, statistics.BUSY_CORE, statistics.FIRST}
+    plain = {each.source: each.count for each in outlying()}
+    assert sum(plain.values()) <= 2
+
+
+def test_a_machine_that_grows_slower_is_noticed():
+    dice = np.random.default_rng(13)
+    steady, _ = simulate(dice, drift=0.0, rounds=40)
+    assert statistics.slowdown([steady]) == pytest.approx(1.0, abs=0.02)
+    heat = np.linspace(1.0, 1.3, steady.cpu_s.size)
+    warm = Timings(steady.rebuild, steady.wall_s * heat, steady.cpu_s * heat)
+    assert statistics.slowdown([warm, warm]) == pytest.approx(1.25 / 1.05, abs=0.04)
+    few = Timings(steady.rebuild[:9], steady.wall_s[:9], steady.cpu_s[:9])
+    assert statistics.slowdown([few]) == 1.0
