@@ -94,10 +94,13 @@ def load(path: Path) -> Source:
     data_files = refusals.refuse_damaged_weights(proto, path)
     is_sorted = _refuse_unbound(proto.graph, frozenset(), path)
     if is_sorted:
-        # What comes before its inputs cannot be inferred; runtimes sort such graphs, and so does onnx_ir's reader.
+        # What comes before its inputs cannot be inferred; runtimes sort such graphs first, and so do we, below.
         _refuse_misshapen(proto, path)
     try:
         model = ir.serde.deserialize_model(proto)
+        if not is_sorted:
+            for graph in (model.graph, *model.functions.values()):
+                graph.sort()
     except (
         Exception
     ) as error:  # onnx_ir raises many kinds, all of them about the file's content

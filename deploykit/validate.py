@@ -59,6 +59,9 @@ LEAST_ROUNDINGS, LEAST_ROUNDINGS_HALF, MOST_ROUNDINGS = 16.0, 4.0, 256.0
 NOISE_FACTOR = 3.0
 NOISE_LIMIT = 100.0
 
+LARGEST_INPUT = 2**32
+"""Elements of the largest input that is generated: 32 GiB while it is drawn."""
+
 INTEGER_LIMITS = (100, 10, 2, 1)
 
 
@@ -639,6 +642,12 @@ def _draw(
 ) -> Array:
     dtype = _dtype(spec)
     kind = _kind(spec)
+    if math.prod(shape) > LARGEST_INPUT:
+        msg = (
+            f"the input '{spec.name}' has {math.prod(shape):,} elements, and {LARGEST_INPUT:,} are generated at most. "
+            "Give real inputs with --inputs, or a smaller size with --shape."
+        )
+        raise ModelError(msg)
     if kind == "b":
         return dice.random(shape) < 0.5
     if kind in "iu":
