@@ -290,8 +290,8 @@ def _gemm(walk: _Walk, node: ir.Node, wanted: Sequence[Array]) -> Claims:
     if left is None or right is None:
         return {}
     claims: Claims = {}
-    flip_left = node.attributes.get_int("transA", 0) == 1
-    flip_right = node.attributes.get_int("transB", 0) == 1
+    flip_left = node.attributes.get_int("transA", 0) != 0
+    flip_right = node.attributes.get_int("transB", 0) != 0
     if walk.arguments.constant(left) is None:
         other = walk.factor(right)
         claim = joined_live(wanted[0], other if flip_right else other.transposed())
