@@ -9,7 +9,7 @@ from deploykit.report.records import Count, Layer
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-    from passes.analysis.sparsity import WeightSparsity
+    from passes.analysis.sparsity import WeightSize, WeightSparsity
 
 __all__ = ["compare"]
 
@@ -19,22 +19,22 @@ def compare(before: ir.Model, after: ir.Model) -> tuple[Layer, ...]:
 
     Args:
         before: the original; unchanged.
-        after: what was made of it.
+        after: what was made of it; its weights are not read.
 
     Returns:
         a row for each weight of a Conv, ConvTranspose, Gemm or MatMul of the original, in graph order.
     """
-    from passes.analysis.sparsity import weight_sparsity
+    from passes.analysis.sparsity import weight_sizes, weight_sparsity
     from passes.tidy import Tidy
 
     plain = before.clone()
     # Weights that are made by nodes (Constant, Transpose) get the names they have after tidying.
     Tidy()(plain)
-    left = {found.name: found for found in weight_sparsity(after)}
+    left = {found.name: found for found in weight_sizes(after)}
     return tuple(_row(found, left.get(found.name)) for found in weight_sparsity(plain))
 
 
-def _row(found: WeightSparsity, left: WeightSparsity | None) -> Layer:
+def _row(found: WeightSparsity, left: WeightSize | None) -> Layer:
     return Layer(
         weight=found.name,
         node=found.node,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import onnx_ir as ir
 import pytest
@@ -89,7 +91,7 @@ def test_counts_agree_with_counting_one_by_one(
         shape = tuple(value.shape.numpy())
         array = rng.integers(1, 100, shape) * (rng.random(shape) < density)
         weights.set_tensor(value, array.astype(value.dtype.numpy()))
-    found = {item.name: item for item in sparsity.weight_sparsity(model)}
+    found = {item.name: item for item in sparsity.weight_sparsity(model, magnitudes=True)}
     assert list(found) == ["conv", "up", "b", "bt", "a", "stack", "q"]
     for name, (letters, groups) in LAYOUT.items():
         array = weights.constant(model.graph.initializers[name])
@@ -102,7 +104,9 @@ def test_counts_agree_with_counting_one_by_one(
         ), name
         assert item.obeys_2_4 == expected["obeys_2_4"], name
         assert item.kept_2_4 == pytest.approx(expected["kept"], rel=1e-5), name
-    sizes = {name: (item.outputs, item.inputs) for name, item in found.items()}
+    without = sparsity.weight_sparsity(model)
+    assert [dataclasses.replace(item, kept_2_4=None) for item in found.values()] == [*without]
+    sizes = {item.name: (item.outputs, item.inputs) for item in sparsity.weight_sizes(model)}
     assert sizes == {
         "conv": (6, 4),
         "up": (6, 4),
@@ -118,7 +122,7 @@ def test_a_rest_of_input_channels_cannot_obey_2_4() -> None:
     model = filled()
     for name, shape in {"b": (6, 5), "bt": (5, 4)}.items():
         weights.set_tensor(model.graph.initializers[name], np.zeros(shape, np.float32))
-    found = {item.name: item for item in sparsity.weight_sparsity(model)}
+    found = {item.name: item for item in sparsity.weight_sparsity(model, magnitudes=True)}
     assert (found["b"].obeys_2_4, found["b"].kept_2_4) == (False, None)
     assert (found["bt"].obeys_2_4, found["bt"].kept_2_4) == (True, 1.0)
     assert (found["bt"].zeros, found["bt"].zero_outputs) == (1.0, 5)
