@@ -16,6 +16,7 @@ from passes.errors import PassError
 if TYPE_CHECKING:
     import onnx_ir as ir
 
+    from passes.plans import ChannelPlan
     from passes.targets import Target
 
 __all__ = ["Change", "Option", "Pass", "PassReport", "Skip"]
@@ -65,6 +66,8 @@ class PassReport:
         modified: whether the model was changed.
         changes: what was changed.
         skips: what was left alone, and why.
+        plan: what was carried out, of passes that cut or add channels: given to the same pass as its option `plan`, it is
+            done again; what is deleted from it is left alone.
     """
 
     name: str
@@ -72,6 +75,7 @@ class PassReport:
     modified: bool
     changes: tuple[Change, ...] = ()
     skips: tuple[Skip, ...] = ()
+    plan: ChannelPlan | None = dataclasses.field(default=None, compare=False)
 
 
 class Pass(abc.ABC):

@@ -19,10 +19,14 @@ class ChannelPlan:
     Attributes:
         dropped: tensor name -> positions of the channels that are cut, in order.
         padded: tensor name -> position -> how many zero channels are put behind it.
+        sizes: tensor name -> how many channels it has before; of the tensors above, where it is known.
+        reasons: tensor name -> which weight makes its channels, and why they go or come, in words; likewise.
     """
 
     dropped: Mapping[str, tuple[int, ...]] = dataclasses.field(default_factory=dict)
     padded: Mapping[str, Mapping[int, int]] = dataclasses.field(default_factory=dict)
+    sizes: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    reasons: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     def __bool__(self) -> bool:
         return bool(self.dropped or self.padded)
@@ -58,7 +62,11 @@ class ChannelPlan:
                 str(name): {int(i): int(n) for i, n in counts.items()}
                 for name, counts in document["padded"].items()
             }
+            sizes = {str(name): int(n) for name, n in document.get("sizes", {}).items()}
+            reasons = {
+                str(name): str(text) for name, text in document.get("reasons", {}).items()
+            }
         except (KeyError, TypeError, AttributeError) as error:
             msg = "not a channel plan: a JSON object with 'dropped' and 'padded' is wanted"
             raise ValueError(msg) from error
-        return cls(dropped, padded)
+        return cls(dropped, padded, sizes, reasons)
