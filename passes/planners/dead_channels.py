@@ -8,7 +8,7 @@ follow after all, its channels stay, and the plan is made again.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -22,6 +22,7 @@ from passes.analysis.edits import Select
 from passes.analysis.tags import Conflict, Pin
 from passes.analysis.walk import Replay, label
 from passes.base import Change, Skip
+from passes.planners import listing
 from passes.planners.carrying import Carry, Carrying, carrier_pin
 from passes.planners.ties import Settlement
 from passes.plans import ChannelPlan
@@ -51,6 +52,7 @@ class Removal:
         skips: what stays, and why.
         unsure: whether another look could find more: uses of one weight went apart, or channels stayed because a tensor
             would have been empty or a node could not follow, where a smaller set might have done.
+        reasons: class -> why it stays, of those of which it is known.
     """
 
     plan: ChannelPlan
@@ -59,21 +61,29 @@ class Removal:
     changes: tuple[Change, ...]
     skips: tuple[Skip, ...]
     unsure: bool
+    reasons: Mapping[int, Pin]
 
 
-def plan_removal(channels: ChannelMap, *, carry: Carry = "carrier") -> Removal:
+def plan_removal(
+    channels: ChannelMap,
+    *,
+    carry: Carry = "carrier",
+    only: Mapping[str, Sequence[int]] | None = None,
+) -> Removal:
     """Plan the removal of every channel that is provably dead.
 
     Args:
         channels: the channel map of the model.
         carry: the form to prefer for constants that no bias can hold.
+        only: positions of channels by the tensor that makes them: all others stay; None: every channel may go.
     """
     uses = find_uses(channels)
     carrying = Carrying(channels, carry)
+    unlisted = {} if only is None else listing.unlisted(channels, only)
     held: dict[int, Pin] = {}
     while True:
         stay = uses.used.copy()
-        stay[list(held)] = True
+        stay[[*held, *unlisted]] = True
         settlement = Settlement(channels, stay, carrying.worth, uses.bonds)
         settlement.settle()
         while (more := carrying.wanted(settlement.stay)) is not None:
@@ -97,7 +107,7 @@ def plan_removal(channels: ChannelMap, *, carry: Carry = "carrier") -> Removal:
             )
             held.update(dict.fromkeys(new, pin))
     merges, amounts, carriers = carrying.edits(settlement.stay, replay)
-    reasons = {**uses.why, **channels.pinned, **held, **settlement.why}
+    reasons = {**unlisted, **uses.why, **channels.pinned, **held, **settlement.why}
     for root, (reader, count) in carriers.items():
         reasons[root] = carrier_pin(reader, count)
     dropped = {
@@ -106,7 +116,7 @@ def plan_removal(channels: ChannelMap, *, carry: Carry = "carrier") -> Removal:
         if drop[made].any()
     }
     return Removal(
-        ChannelPlan(dropped),
+        ChannelPlan(dropped, reasons=dict(why_gone(channels, drop))),
         (*merges, *replay.edits, *amounts),
         replay,
         tuple(describe(channels, drop, carriers, amounts)),
@@ -114,6 +124,7 @@ def plan_removal(channels: ChannelMap, *, carry: Carry = "carrier") -> Removal:
         bool(held)
         or settlement.had_empty
         or any(len(data(merge.node, merge.index).uses()) > 1 for merge in merges),
+        reasons,
     )
 
 
@@ -275,6 +286,28 @@ def describe(
         along = add.amount.shape[1 if add.node.op_type in CONVOLUTIONS else -1]
         what = "constant folded into the bias" if size == along else "bias map added"
         yield Change(label(add.node), f"{what}, elements", 0, size)
+
+
+def why_gone(channels: ChannelMap, drop: Array) -> Iterator[tuple[str, str]]:
+    """For each tensor that loses channels, its name, and the weight that makes them and why they go, in words."""
+    for node, made in channels.trace.sources.items():
+        gone = drop[made].ravel()
+        if gone.any():
+            known = channels.values.constants.get(node.outputs[0])
+            constant = np.zeros(gone.size, dtype=bool)
+            if known is not None:
+                axes = tuple(axis for axis, size in enumerate(made.shape) if size == 1)
+                mask = known.mask.all(axis=axes, keepdims=True)
+                constant = np.broadcast_to(mask, made.shape).ravel() & gone
+            words = []
+            if constant.any():
+                words.append(f"{constant.sum()} are constant")
+            if (gone & ~constant).any():
+                words.append(f"{(gone & ~constant).sum()} are read by nobody")
+            yield (
+                node.outputs[0].name or "",
+                f"of the {made.size} channels that '{weight_of(channels, node)}' makes, {' and '.join(words)}",
+            )
 
 
 def explain(channels: ChannelMap, stay: Array, reasons: dict[int, Pin]) -> Iterator[Skip]:
