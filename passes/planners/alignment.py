@@ -18,6 +18,7 @@ from passes.analysis.tags import Conflict, Pin
 from passes.analysis.walk import Replay
 from passes.base import Change, Skip
 from passes.planners.dead_channels import weight_of
+from passes.planners.listing import check_fit, listed_pads
 from passes.plans import ChannelPlan
 
 if TYPE_CHECKING:
@@ -44,20 +45,37 @@ class Alignment:
     skips: tuple[Skip, ...]
 
 
-def plan_alignment(channels: ChannelMap, *, multiple: int) -> Alignment:
+def plan_alignment(
+    channels: ChannelMap, *, multiple: int, plan: ChannelPlan | None = None
+) -> Alignment:
     """Plan zero channels so that every convolution's counts are multiples.
 
     Args:
         channels: the channel map of the model.
         multiple: the count wanted, per group for grouped convolutions.
+        plan: where to put how many, in place of the multiple.
+
+    Raises:
+        PlanMismatch: the plan puts channels where none can be put.
     """
     roots = channels.roots
     cells = find_cells(channels)
     refused: dict[int, Pin] = {**channels.pinned, **channels.rigid}
+    wanted = {int(cell[-1]): -cell.size % multiple for cell in cells}
+    if plan is not None:
+        check_fit(channels, plan)
+        stuck = {
+            int(cell[-1]): pin
+            for cell in cells
+            for pin in [next((refused[int(one)] for one in cell if int(one) in refused), None)]
+            if pin is not None
+        }
+        wanted, unlisted = listed_pads(channels, plan.padded, stuck, np.asarray(list(wanted)))
+        refused |= {root: pin for root, pin in unlisted.items() if root not in refused}
     while True:
         by_class: dict[int, int] = {}
         for cell in cells:
-            missing = -cell.size % multiple
+            missing = wanted.get(int(cell[-1]), 0)
             if missing and not any(int(root) in refused for root in cell):
                 by_class[int(cell[-1])] = missing
         tags = np.flatnonzero(np.isin(roots, list(by_class)))
@@ -82,7 +100,18 @@ def plan_alignment(channels: ChannelMap, *, multiple: int) -> Alignment:
             for cell in new:
                 refused.setdefault(int(cell[-1]), pin)
     padded, changes, skips = describe(channels, pads, refused, multiple)
-    return Alignment(ChannelPlan(padded=padded), replay, tuple(changes), tuple(skips))
+    sources = {node.outputs[0].name or "": node for node in channels.trace.sources}
+    sizes = {name: channels.trace.sources[sources[name]].size for name in padded}
+    reasons = {
+        name: f"the {sizes[name]} channels that '{weight_of(channels, sources[name])}' makes are no multiple of {multiple}"
+        for name in padded
+    }
+    return Alignment(
+        ChannelPlan(padded=padded, sizes=sizes, reasons=reasons),
+        replay,
+        tuple(changes),
+        tuple(skips),
+    )
 
 
 def describe(
