@@ -56,7 +56,8 @@ class Request:
         models: the model files; ratios are relative to the first.
         command: the command line, for the report.
         shapes: sizes of inputs with dynamic axes, by input.
-        batch: size for the batch axis of every input: that with "batch" in its name, or the first dynamic one.
+        batch: size for the batch axis of every input that has one: that with "batch" in its name, or the first one if it
+            is dynamic.
         inputs: an .npz file with real inputs, of which the first are used; None to generate some.
         threads: threads of the sessions; None leaves the number to the runtime.
         runtime: what runs the models.
@@ -231,15 +232,11 @@ def find_feeds(request: Request, names: Sequence[str]) -> tuple[Feeds, list[str]
             else []
         )
         return several[0], more
-    is_open = any(spec.is_dynamic for spec in specs)
-    if not is_open and request.batch is None:
-        return find_inputs(request.models[0], request.shapes, count=1).feeds[0], []
     failure: ModelError | None = None
     tried = set()
     for sizes in FIRST_SIZES:
         shapes = resolve_shapes(specs, _checked(specs, request.shapes), sizes)
-        if request.batch is not None:
-            shapes = _with_batch(specs, shapes, request)
+        shapes = _with_batch(specs, shapes, request)
         key = tuple(shapes.items())
         if key in tried:
             continue
@@ -335,35 +332,42 @@ def _checked(
 
 
 def _batch_axis(spec: TensorSpec) -> int | None:
-    """The axis that --batch sets: that with "batch" in its name, or the first dynamic one."""
+    """The axis that --batch sets: that with "batch" in its name, or the first one, if it is dynamic."""
     open_axes = [axis for axis, size in enumerate(spec.shape) if not isinstance(size, int)]
     named = [axis for axis in open_axes if "batch" in str(spec.shape[axis]).lower()]
-    return next(iter(named or open_axes), None)
+    return next(iter(named or [axis for axis in open_axes if axis == 0]), None)
 
 
 def _with_batch(
     specs: Sequence[TensorSpec], shapes: Mapping[str, tuple[int, ...]], request: Request
 ) -> dict[str, tuple[int, ...]]:
+    """The shapes with the batch that was asked for.
+
+    Raises:
+        UsageError: no input has an axis for it, or another size was given for one.
+    """
+    batch = request.batch
+    if batch is None:
+        return dict(shapes)
     changed = {}
     for spec in specs:
         shape = shapes[spec.name]
         axis = _batch_axis(spec)
-        if axis is None:
-            if spec.shape and request.batch is not None and spec.shape[0] != request.batch:
+        if axis is not None:
+            if spec.name in request.shapes and shape[axis] != batch:
                 msg = (
-                    f"--batch {request.batch} cannot be set: all sizes of the input '{spec.name}' {_shape_text(spec)} are "
-                    "fixed. Export the model with a dynamic batch axis."
-                )
-                raise UsageError(msg)
-        elif request.batch is not None:
-            if spec.name in request.shapes and shape[axis] != request.batch:
-                msg = (
-                    f"--shape gives the input '{spec.name}' {shape[axis]} where --batch gives {request.batch}: "
+                    f"--shape gives the input '{spec.name}' {shape[axis]} where --batch gives {batch}: "
                     "leave one of them out."
                 )
                 raise UsageError(msg)
-            shape = (*shape[:axis], request.batch, *shape[axis + 1 :])
+            shape = (*shape[:axis], batch, *shape[axis + 1 :])
         changed[spec.name] = shape
+    if not any(_batch_axis(spec) is not None or spec.shape[:1] == (batch,) for spec in specs):
+        msg = (
+            f"--batch {batch} cannot be set: the first axis of {_specs_text(specs)} is fixed. Export the model with a dynamic "
+            "batch axis."
+        )
+        raise UsageError(msg)
     return changed
 
 

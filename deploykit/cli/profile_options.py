@@ -32,7 +32,7 @@ def measuring_options(command: Command) -> Command:
             "--batch",
             type=click.IntRange(min=1),
             metavar="N",
-            help="Size of the batch axis of every input: the first dynamic one.",
+            help="Size of the batch axis of every input, if it is dynamic.",
         ),
         click.option(
             "--inputs",

@@ -164,7 +164,7 @@ def test_models_with_other_inputs_are_refused_by_both_names(theirs, why):
     [
         (["{network}", "nowhere.onnx"], 2, "'nowhere.onnx': it does not exist"),
         (["{text}"], 3, "is not an ONNX model"),
-        (["{fixed}", "--batch", "3"], 2, "all sizes of the input 'x' [1, 256] are fixed"),
+        (["{fixed}", "--batch", "3"], 2, "the first axis of x float32 [1, 256] is fixed"),
         (["{network}", "--shape", "x:2x9"], 2, "does not fit the input 'x'"),
         (["{network}", "--shape", "y:2x9"], 2, "'y', which is no input"),
         (["{network}", "--shape", "x:2x256", "--batch", "3"], 2, "leave one of them out"),
@@ -202,6 +202,28 @@ def test_real_inputs_are_measured_with(run, network, tmp_path):
     document = read(result, "profile")
     assert document["inputs"][0]["shape"] == [5, 256]
     assert any("holds 2 inputs" in warning for warning in document["warnings"])
+
+
+def test_sizes_that_one_model_fixes_are_those_that_all_run_with(run, network, tmp_path):
+    onnx.save(make_network(batch=7), tmp_path / "fixed.onnx")
+    document = read(
+        run("compare", network, tmp_path / "fixed.onnx", *FAST, "--json"), "compare"
+    )
+    assert document["profile"]["inputs"][0]["shape"] == [7, 256]
+    assert document["validation"]["verdict"] == "equal"
+    assert not any("left open" in warning for warning in document["warnings"])
+
+
+def test_a_batch_is_not_set_where_another_axis_is_dynamic():
+    images = [spec("x", 1, 3, "h", "w")]
+    request = profiling.Request(models=(), command="", batch=4)
+    with pytest.raises(
+        UsageError, match=r"the first axis of x float32 \[1, 3, h, w\] is fixed"
+    ):
+        profiling._with_batch(images, {"x": (1, 3, 9, 9)}, request)
+    named = [spec("x", "t", "batch_size", 5), spec("y", 2, 5)]
+    changed = profiling._with_batch(named, {"x": (32, 1, 5), "y": (2, 5)}, request)
+    assert changed == {"x": (32, 4, 5), "y": (2, 5)}
 
 
 def test_two_models_are_compared_by_outputs_size_and_time(run, pair):
