@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from deploykit.instruments import Instrument
     from deploykit.recipe import Recipe
     from passes.base import Pass, PassReport
+    from passes.plans import ChannelPlan
     from passes.targets import Target
 
 logger = logging.getLogger(__name__)
@@ -105,16 +106,26 @@ class _Trail:
         return Form(" + ".join(words) or PLAIN, frozenset(name for name, _ in self.added))
 
 
-def plan_steps(recipe: Recipe, target: Target) -> tuple[Step, ...]:
+def plan_steps(
+    recipe: Recipe, target: Target, plans: Mapping[str, ChannelPlan] | None = None
+) -> tuple[Step, ...]:
     """The steps of a checked recipe.
 
     Options that the recipe sets are not varied. A pass with an option that it cannot do without has no plain form, so
     it is optional until the recipe sets that option.
+
+    Args:
+        recipe: the recipe.
+        target: what the model is made for.
+        plans: what passes are to carry out, by name, in place of what they would plan: nothing else is tried.
     """
     steps = []
     for name in recipe.pass_names:
         kind = registry.find(name).kind
         fixed = dict(recipe.options.get(name, {}))
+        plan = (plans or {}).get(name)
+        if plan is not None:
+            fixed["plan"] = plan
         open_options = [option for option in registry.required(kind) if option not in fixed]
         chosen: Options = {
             **({"keep": recipe.keep} if recipe.keep and registry.accepts(kind, "keep") else {}),
@@ -124,7 +135,7 @@ def plan_steps(recipe: Recipe, target: Target) -> tuple[Step, ...]:
             Step(
                 kind,
                 chosen,
-                _open_variants(kind, target, fixed) if recipe.profile else (),
+                _open_variants(kind, target, fixed) if recipe.profile and plan is None else (),
                 is_optional=bool(open_options) or (kind.adds_structure and not fixed),
             )
         )

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 import numpy as np
 
 import deploykit
-from deploykit import candidates, groups, layers, model_io, size
+from deploykit import candidates, groups, layers, model_io, registry, saved_plans, size
 from deploykit.choice import ORIGINAL, Choice, Form, choose, shortlist
 from deploykit.errors import DeploykitError, ModelError, PassFailed, RuntimeUnavailable
 from deploykit.instruments import Dump
@@ -74,6 +74,7 @@ class Request:
         dump_dir: folder for the graph after each pass of the chosen form.
         settings: how long the final measurement is.
         screening: how long the one before it is.
+        save_plan: file for what the passes cut and add.
     """
 
     source: Path
@@ -82,6 +83,7 @@ class Request:
     dump_dir: Path | None = None
     settings: Settings = dataclasses.field(default_factory=Settings)
     screening: Settings = SCREENING
+    save_plan: Path | None = None
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -216,13 +218,15 @@ def optimize(
         RuntimeUnavailable: the runtime is not there.
     """
     began = time.perf_counter()
-    recipe = request.recipe.check()
+    recipe, saved = _settled(request.recipe)
     target = find_target(recipe)
     with OutputFolder(out, force=force, sources=[request.source]) as folder:
         progress("reading the model")
         start = _start(request.source, recipe, folder.work)
         folder.protect(start.source.files)
-        steps = candidates.plan_steps(recipe, target)
+        if saved is not None:
+            saved.check_source(recipe.plan, request.source, start.source.sha256)
+        steps = candidates.plan_steps(recipe, target, {} if saved is None else saved.plans)
         forms, failed = _make_forms(start, steps, folder.work, progress)
         job = Job(request, recipe, target, start, steps, tuple(forms), failed, progress)
         decided = _decide(job)
@@ -243,6 +247,7 @@ def optimize(
         (folder.path / "recipe.toml").write_text(to_toml(recipe), encoding="utf-8")
         (folder.path / "report.json").write_text(records.to_json(report), encoding="utf-8")
         (folder.path / "report.html").write_text(html.render(report), encoding="utf-8")
+        _save_plan(request, start.source, recipe, decided.shown(forms))
         folder.commit()
     return report
 
@@ -255,12 +260,14 @@ def plan(request: Request, *, progress: Progress = silent) -> records.Report:
         ModelError: the model cannot be handled.
     """
     began = time.perf_counter()
-    recipe = dataclasses.replace(request.recipe, profile=False).check()
+    recipe, saved = _settled(dataclasses.replace(request.recipe, profile=False))
     target = find_target(recipe)
     progress("reading the model")
     source = model_io.load(request.source)
+    if saved is not None:
+        saved.check_source(recipe.plan, request.source, source.sha256)
     model = _masked(source, recipe)
-    steps = candidates.plan_steps(recipe, target)
+    steps = candidates.plan_steps(recipe, target, {} if saved is None else saved.plans)
     progress("planning")
     instruments = [Dump(request.dump_dir)] if request.dump_dir is not None else []
     shapes, notes = _assumed_shapes(request.source, model, recipe)
@@ -272,6 +279,7 @@ def plan(request: Request, *, progress: Progress = silent) -> records.Report:
         after = size.count(made.model, shapes)
         compared = layers.compare(model, made.model)
         found = groups.find_groups(model)
+    _save_plan(request, source, recipe, made)
     return records.Report(
         command=request.command,
         versions=_versions(),
@@ -295,6 +303,32 @@ def plan(request: Request, *, progress: Progress = silent) -> records.Report:
         warnings=(*notes, *(_left_out_warnings(steps) if recipe.passes is not None else ())),
         elapsed_s=time.perf_counter() - began,
     )
+
+
+def _settled(recipe: Recipe) -> tuple[Recipe, saved_plans.SavedPlan | None]:
+    """The recipe, checked, with the passes and options of its saved plan, and that plan."""
+    if recipe.plan is None:
+        return recipe.check(), None
+    saved = saved_plans.read(Path(recipe.plan))
+    return saved.settle(recipe).check(), saved
+
+
+def _save_plan(
+    request: Request, source: model_io.Source, recipe: Recipe, made: candidates.Made | Saved
+) -> None:
+    """Write down what the passes of a form did, if that was asked for."""
+    if request.save_plan is None:
+        return
+    steps = tuple(
+        saved_plans.PlannedStep(
+            report.name, registry.settable(step.kind, step.options), report.plan
+        )
+        for step, report in zip(made.steps, made.reports, strict=True)
+    )
+    plan = saved_plans.SavedPlan(
+        str(request.source), source.sha256, recipe.masks, _versions(), steps
+    )
+    saved_plans.write(plan, request.save_plan)
 
 
 @contextlib.contextmanager

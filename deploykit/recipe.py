@@ -42,6 +42,7 @@ class Recipe:
         shape: sizes of inputs with dynamic axes, by input.
         masks: an .npz file with a mask for weights, by weight.
         inputs: .npz files, each with one set of real inputs to validate and measure with.
+        plan: a saved plan, whose passes run and cut and add no more than it lists.
     """
 
     passes: tuple[str, ...] | None = None
@@ -55,6 +56,7 @@ class Recipe:
     shape: Mapping[str, tuple[int, ...]] = dataclasses.field(default_factory=dict)
     masks: str | None = None
     inputs: tuple[str, ...] = ()
+    plan: str | None = None
 
     @property
     def pass_names(self) -> tuple[str, ...]:
@@ -136,8 +138,9 @@ def read(path: Path) -> Recipe:
         raise UsageError(msg)
     # Files are named relative to the recipe, so that a folder can be moved.
     values = {key: _typed(path, key, value) for key, value in settings.items()}
-    if "masks" in values:
-        values["masks"] = str(path.parent / values["masks"])
+    for key in ("masks", "plan"):
+        if key in values:
+            values[key] = str(path.parent / values[key])
     if "inputs" in values:
         values["inputs"] = tuple(str(path.parent / file) for file in values["inputs"])
     return Recipe(options=options, **values)
@@ -216,7 +219,7 @@ def _typed(path: Path, key: str, value: object) -> Any:  # noqa: ANN401 - of the
                 }
             except (TypeError, ValueError):
                 pass
-        case "target" | "runtime" | "masks" if isinstance(value, str):
+        case "target" | "runtime" | "masks" | "plan" if isinstance(value, str):
             return value
     msg = f"the recipe '{path}': '{key}' cannot be {value!r}."
     raise UsageError(msg)

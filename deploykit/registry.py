@@ -34,6 +34,7 @@ __all__ = [
     "find",
     "parse_setting",
     "required",
+    "settable",
 ]
 
 ENTRY_POINTS = "deploykit.passes"
@@ -167,6 +168,16 @@ def defaults(kind: type[Pass]) -> dict[str, object]:
         name: parameter.default
         for name, parameter in _parameters(kind).items()
         if parameter.default is not parameter.empty
+    }
+
+
+def settable(kind: type[Pass], given: Mapping[str, object]) -> dict[str, object]:
+    """The options of a pass that text can say, with the values given or their defaults; None and nothing are left out."""
+    values = {**defaults(kind), **given}
+    return {
+        option.name: values[option.name]
+        for option in Entry(kind, "").options
+        if option.is_settable and values.get(option.name) not in (None, ())
     }
 
 

@@ -214,7 +214,7 @@ class RemoveChannels(Pass):
             live = sorted(set(positions) - set(done.dropped.get(name, ())))
             if live:
                 msg = (
-                    f"the plan drops {len(live)} channels of '{name}' that cannot go ({listed(live)}): "
+                    f"the plan drops the channels {listed(live)} of '{name}', which cannot go: "
                     f"{done.why(name, live[0])}. Delete them from the plan."
                 )
                 raise PlanMismatch(msg)

@@ -23,7 +23,7 @@ from deploykit.errors import DeploykitError, ModelError, UsageError
 
 __all__ = ["main", "program"]
 
-COMMANDS = ("optimize", "profile", "inspect", "compare", "passes")
+COMMANDS = ("optimize", "profile", "inspect", "compare", "passes", "schema")
 LIBRARIES = ("onnx", "onnx-ir", "onnxruntime", "numpy")
 BUG = 70
 INTERRUPTED = 130

@@ -10,6 +10,7 @@ import click
 from deploykit.cli.narration import Narration
 from deploykit.cli.options import (
     check_dump_dir,
+    check_save_plan,
     check_shapes,
     command_line,
     model_options,
@@ -34,6 +35,7 @@ def command(
     source: Path,
     *,
     dump_dir: Path | None,
+    save_plan: Path | None,
     as_json: bool,
     verbose: int,
     quiet: int,
@@ -47,6 +49,7 @@ def command(
     verbosity = set_verbosity(ctx, verbose, quiet, log_file)
     recipe = read_recipe(**given)
     check_dump_dir(dump_dir)
+    check_save_plan(save_plan)
     check_shapes(source, recipe)
 
     from deploykit import pipeline
@@ -54,6 +57,7 @@ def command(
 
     with Narration(verbosity) as progress:
         report = pipeline.plan(
-            pipeline.Request(source, recipe, command_line(), dump_dir), progress=progress
+            pipeline.Request(source, recipe, command_line(), dump_dir, save_plan=save_plan),
+            progress=progress,
         )
     show(report, as_json=as_json, all_layers=True)

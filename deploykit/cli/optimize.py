@@ -11,6 +11,7 @@ import click
 from deploykit.cli.narration import Narration, closing_line
 from deploykit.cli.options import (
     check_dump_dir,
+    check_save_plan,
     check_shapes,
     command_line,
     model_options,
@@ -82,6 +83,7 @@ def command(
     dry_run: bool,
     duration: float,
     dump_dir: Path | None,
+    save_plan: Path | None,
     as_json: bool,
     verbose: int,
     quiet: int,
@@ -100,6 +102,7 @@ def command(
     began = time.monotonic()
     recipe = read_recipe(**given)
     check_dump_dir(dump_dir)
+    check_save_plan(save_plan, None if dry_run else out)
     check_shapes(source, recipe)
 
     from deploykit import pipeline
@@ -114,7 +117,13 @@ def command(
         max_duration_s=SCREENING.max_duration_s,
     )
     request = pipeline.Request(
-        source, recipe, command_line(), dump_dir, Settings(duration_s=duration), screening
+        source,
+        recipe,
+        command_line(),
+        dump_dir,
+        Settings(duration_s=duration),
+        screening,
+        save_plan,
     )
     with Narration(verbosity) as progress:
         if dry_run or out is None:

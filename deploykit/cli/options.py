@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "check_dump_dir",
+    "check_save_plan",
     "check_shapes",
     "command_line",
     "model_options",
@@ -66,6 +67,16 @@ def model_options(command: Command) -> Command:
         ),
         click.option(
             "--masks", type=file, help="Zero what these masks (.npz, by weight) drop, first."
+        ),
+        click.option(
+            "--plan",
+            type=file,
+            help="Carry out this saved plan, and nothing beyond it.",
+        ),
+        click.option(
+            "--save-plan",
+            type=file,
+            help="Write what the passes cut and add there, to be edited and given to --plan.",
         ),
         click.option(
             "--shape",
@@ -181,8 +192,9 @@ def read_recipe(
         given["passes"] = tuple(
             name.strip() for name in given["passes"].split(",") if name.strip()
         )
-    if given.get("masks") is not None:
-        given["masks"] = str(given["masks"].resolve())
+    for key in ("masks", "plan"):
+        if given.get(key) is not None:
+            given[key] = str(given[key].resolve())
     if given.get("inputs"):
         for file in given["inputs"]:
             if file.is_file() and not zipfile.is_zipfile(file):
@@ -215,6 +227,18 @@ def check_dump_dir(folder: Path | None) -> None:
         why = f"'{blocker}' is a file" if blocker else f"{error.strerror}"
         msg = f"cannot write dumps to '{folder}': {why}. Give another folder."
         raise UsageError(msg) from error
+
+
+def check_save_plan(path: Path | None, out: Path | None = None) -> None:
+    """Refuse a file for a plan that cannot be, before any work is done.
+
+    Raises:
+        UsageError: it is there already, its folder is not, or it would lie in the result folder.
+    """
+    if path is not None:
+        from deploykit import saved_plans
+
+        saved_plans.check_place(path, out=out)
 
 
 def check_shapes(source: Path, recipe: Recipe) -> None:

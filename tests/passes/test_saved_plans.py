@@ -103,9 +103,9 @@ def test_what_a_plan_does_not_list_stays_and_says_so():
         (
             0,
             ChannelPlan({"h": (0, 40, 41)}),
-            r"2 channels of 'h' that cannot go \(\[40, 41\]\)",
+            r"channels \[40, 41\] of 'h', which cannot go: they are in use",
         ),
-        (0, ChannelPlan({"y": (0,)}), "'y' that cannot go .* graph output 'y'"),
+        (0, ChannelPlan({"y": (0,)}), "'y', which cannot go: .* graph output 'y'"),
         (
             0,
             ChannelPlan({"h": (0,)}, sizes={"h": 32}),
