@@ -16,9 +16,16 @@ from typing import Final
 
 from passes.align_channels import AlignChannels
 from passes.base import Change, Option, Pass, PassReport, Skip
-from passes.errors import CouplingConflict, PassError, PlanMismatch, UnsupportedGraph
+from passes.errors import (
+    BudgetMissed,
+    CouplingConflict,
+    PassError,
+    PlanMismatch,
+    UnsupportedGraph,
+)
 from passes.infer_shapes import InferShapes
 from passes.plans import ChannelPlan
+from passes.prune_channels import PruneChannels
 from passes.remove_channels import RemoveChannels
 from passes.targets import TARGETS, Target
 from passes.tidy import Tidy
@@ -27,6 +34,7 @@ __all__ = [
     "BUILTIN",
     "TARGETS",
     "AlignChannels",
+    "BudgetMissed",
     "Change",
     "ChannelPlan",
     "CouplingConflict",
@@ -36,6 +44,7 @@ __all__ = [
     "PassError",
     "PassReport",
     "PlanMismatch",
+    "PruneChannels",
     "RemoveChannels",
     "Skip",
     "Target",
@@ -43,5 +52,11 @@ __all__ = [
     "UnsupportedGraph",
 ]
 
-BUILTIN: Final[tuple[type[Pass], ...]] = (Tidy, RemoveChannels, AlignChannels, InferShapes)
-"""The passes there are, in the order in which they run."""
+BUILTIN: Final[tuple[type[Pass], ...]] = (
+    Tidy,
+    PruneChannels,
+    RemoveChannels,
+    AlignChannels,
+    InferShapes,
+)
+"""The passes there are, in the order in which they run; only exact ones run unasked."""

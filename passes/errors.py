@@ -2,6 +2,7 @@
 
 PassError(onnx_ir.passes.PassError)
 ├─ PlanMismatch      a plan that was made for another model
+├─ BudgetMissed      what was asked for cannot be reached: the best that can, and why
 ├─ CouplingConflict  two masks disagree on one group: names both, and the node where they meet
 └─ UnsupportedGraph  a node or tensor that cannot be handled at all: subject and reason
 
@@ -12,7 +13,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-__all__ = ["CouplingConflict", "PassError", "PlanMismatch", "UnsupportedGraph"]
+__all__ = ["BudgetMissed", "CouplingConflict", "PassError", "PlanMismatch", "UnsupportedGraph"]
 
 
 class PassError(ir.passes.PassError):
@@ -21,6 +22,10 @@ class PassError(ir.passes.PassError):
 
 class PlanMismatch(PassError):
     """The plan names tensors or sizes that the model does not have."""
+
+
+class BudgetMissed(PassError):
+    """A budget that cannot be reached; the message says what can, and why not more."""
 
 
 class CouplingConflict(PassError):

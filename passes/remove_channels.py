@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, ClassVar
 import numpy as np
 
 from passes import surgery, weights
-from passes.analysis.channels import find_channels
+from passes.analysis.channels import check_names, find_channels
 from passes.base import Change, Option, Pass, PassReport
 from passes.errors import CouplingConflict, PlanMismatch
 from passes.planners.dead_channels import listed, plan_removal
@@ -153,17 +153,7 @@ class RemoveChannels(Pass):
                     f"mask '{name}' holds numbers other than 0 and 1. Give a bool or 0/1 mask."
                 )
                 raise CouplingConflict(msg)
-        names = {
-            value.name
-            for node in model.graph
-            for value in (*node.inputs, *node.outputs)
-            if value is not None
-        }
-        names |= {node.name for node in model.graph}
-        for name in self.keep:
-            if name not in names:
-                msg = f"cannot keep '{name}': the model has no node or tensor of that name. See 'deploykit inspect'."
-                raise PlanMismatch(msg)
+        check_names(model, self.keep)
 
     def call(self, model: ir.Model) -> PassReport:
         """Plan and carry out.

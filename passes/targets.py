@@ -48,6 +48,11 @@ class Target:
     rules: tuple[Rule, ...]
     exploits_2_4: bool = False
 
+    @property
+    def rounding(self) -> int:
+        """What pruned channel counts are rounded to: the width of a block, up to which a count costs the same."""
+        return self.group_multiple
+
 
 INPUT_RULE: Final = Rule(
     "A Conv runs in the blocked NCHWc layout only if its input channels are a multiple of 4; otherwise as im2col and "

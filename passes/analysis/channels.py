@@ -18,11 +18,12 @@ from passes.analysis.constants import Known, find_constants
 from passes.analysis.liveness import find_needed
 from passes.analysis.tags import Pin
 from passes.analysis.walk import Replay, Trace, label
+from passes.errors import PlanMismatch
 
 if TYPE_CHECKING:
     from passes.shapes import Sizes
 
-__all__ = ["ChannelMap", "Values", "find_channels"]
+__all__ = ["ChannelMap", "Values", "check_names", "find_channels"]
 
 EMPTY = Pins("'{op}' works on a tensor without elements")
 UNKNOWN = Pins("the sizes that '{op}' works with are not known")
@@ -111,6 +112,25 @@ def find_channels(model: ir.Model, *, keep: Collection[str] = ()) -> ChannelMap:
         )
         t.tags.pin(t.get(value), pin)
     return ChannelMap(model, sizes, t)
+
+
+def check_names(model: ir.Model, names: Collection[str]) -> None:
+    """Check that there are nodes or tensors of these names.
+
+    Raises:
+        PlanMismatch: there is none of one of them.
+    """
+    known = {
+        value.name
+        for node in model.graph
+        for value in (*node.inputs, *node.outputs)
+        if value is not None
+    }
+    known |= {node.name for node in model.graph}
+    for name in names:
+        if name not in known:
+            msg = f"cannot keep '{name}': the model has no node or tensor of that name. See 'deploykit inspect'."
+            raise PlanMismatch(msg)
 
 
 def wanted(node: ir.Node, t: Trace, keep: Collection[str]) -> None:

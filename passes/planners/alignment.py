@@ -1,14 +1,11 @@
 """Plans zero channels that bring counts up to a multiple the runtime likes.
 
-Channels that appear in exactly the same tensors (and in the same group of each grouped convolution) form a cell; a cell
-is padded as one, behind its last channel, wherever that stands. Every tensor is made of whole cells, so that with every
-cell a multiple, every tensor is.
+A cell (`passes.planners.cells`) is padded as one, behind its last channel, wherever that stands.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -17,6 +14,7 @@ from passes.analysis.axis_rules.convolution import CONVOLUTIONS
 from passes.analysis.tags import Conflict, Pin
 from passes.analysis.walk import Replay
 from passes.base import Change, Skip
+from passes.planners.cells import find_cells
 from passes.planners.dead_channels import weight_of
 from passes.planners.listing import check_fit, listed_pads
 from passes.plans import ChannelPlan
@@ -59,7 +57,7 @@ def plan_alignment(
         PlanMismatch: the plan puts channels where none can be put.
     """
     roots = channels.roots
-    cells = find_cells(channels)
+    cells = find_cells(channels, convolved(channels))
     refused: dict[int, Pin] = {**channels.pinned, **channels.rigid}
     wanted = {int(cell[-1]): -cell.size % multiple for cell in cells}
     if plan is not None:
@@ -149,32 +147,11 @@ def describe(
     return padded, changes, skips
 
 
-def find_cells(channels: ChannelMap) -> list[Array]:
-    """Classes of channels that stand in the same tensors and groups, of those that a convolution makes or reads."""
-    roots, trace = channels.roots, channels.trace
-    rows = list(rows_of(channels))
-    count = len(trace.tags.of) + len(rows)
-    seeds = np.random.default_rng(0).integers(1, 2**63 - 1, size=count, dtype=np.int64)
-    marks = np.zeros(roots.size, dtype=np.int64)
-    convolved = np.zeros(roots.size, dtype=bool)
-    # a class's mark is the exclusive or of the numbers of all sets it is in: equal marks, equal sets
-    for seed, tags in zip(seeds, [*trace.tags.of.values(), *rows], strict=True):
-        marks[np.unique(roots[tags])] ^= seed
-    for node, noted in trace.notes.items():
+def convolved(channels: ChannelMap) -> Array:
+    """Which classes a convolution makes or reads: bool, shape `(tags,)`."""
+    found = np.zeros(channels.roots.size, dtype=bool)
+    for node, noted in channels.trace.notes.items():
         if node.op_type in CONVOLUTIONS:
             for side in noted:
-                convolved[roots[side]] = True
-    cells: dict[int, list[int]] = {}
-    classes = np.unique(roots)
-    for root in classes[convolved[classes]]:
-        if root != 0:
-            cells.setdefault(int(marks[root]), []).append(int(root))
-    return [np.asarray(cell) for cell in cells.values()]
-
-
-def rows_of(channels: ChannelMap) -> Iterator[Array]:
-    """The rows of every grid: each is a cell of its own."""
-    for grid in channels.trace.tags.grids:
-        for side in (grid.tags, grid.partner):
-            if side is not None and side.ndim > 1:
-                yield from side.reshape(-1, side.shape[-1])
+                found[channels.roots[side]] = True
+    return found

@@ -24,7 +24,7 @@ from passes.analysis.walk import Replay, label
 from passes.base import Change, Skip
 from passes.planners import listing
 from passes.planners.carrying import Carry, Carrying, carrier_pin
-from passes.planners.ties import Settlement
+from passes.planners.ties import Settlement, Ties
 from passes.plans import ChannelPlan
 from passes.surgery import take
 
@@ -78,13 +78,14 @@ def plan_removal(
         only: positions of channels by the tensor that makes them: all others stay; None: every channel may go.
     """
     uses = find_uses(channels)
+    ties = Ties(channels)
     carrying = Carrying(channels, carry)
     unlisted = {} if only is None else listing.unlisted(channels, only)
     held: dict[int, Pin] = {}
     while True:
         stay = uses.used.copy()
         stay[[*held, *unlisted]] = True
-        settlement = Settlement(channels, stay, carrying.worth, uses.bonds)
+        settlement = Settlement(ties, stay, carrying.worth, uses.bonds)
         settlement.settle()
         while (more := carrying.wanted(settlement.stay)) is not None:
             settlement.keep(*more)
@@ -185,8 +186,9 @@ def find_uses(channels: ChannelMap) -> Uses:
         constant = np.zeros((1,) * tags.ndim, dtype=bool) if known is None else known.mask
         bad = ~constant if needed is None else needed & ~constant
         classes = np.unique(roots[tags[over_channels(bad, tags)]])
-        for root in classes[~used[classes]]:
-            why[int(root)] = reason_at(channels, value)
+        new = classes[~used[classes]]
+        if len(new):
+            why |= dict.fromkeys(new.tolist(), reason_at(channels, value))
         used[classes] = True
         demands = trace.tags.zero_only.get(value)
         if demands is None or known is None:

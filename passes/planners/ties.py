@@ -14,36 +14,17 @@ from passes.analysis.compact import Array
 from passes.analysis.tags import Pin
 from passes.planners.shuffles import find_shuffles
 
-__all__ = ["Settlement", "even"]
+__all__ = ["Settlement", "Ties", "even"]
 
 
-class Settlement:
-    """Which classes stay.
+class Ties:
+    """What ties the classes of a model: made once, read by every settlement.
 
     Args:
         channels: the channel map.
-        stay: bool, shape `(tags,)`, by class: those that have to stay from the start.
-        worth: float, shape `(tags,)`, by class: which ones to let stay first, where the ties leave a choice.
-        bonds: (class, other class, reason): while the first stays, so does the other.
-
-    Attributes:
-        stay: bool, shape `(tags,)`, by class; grows.
-        why: class -> why it stays although it wanted to go.
-        had_empty: whether a tensor would have been empty.
     """
 
-    def __init__(
-        self,
-        channels: ChannelMap,
-        stay: Array,
-        worth: Array,
-        bonds: Collection[tuple[int, int, Pin]] = (),
-    ) -> None:
-        self.bonds = bonds
-        self.stay = stay
-        self.worth = worth
-        self.why: dict[int, Pin] = {}
-        self.had_empty = False
+    def __init__(self, channels: ChannelMap) -> None:
         roots, tags = channels.roots, channels.trace.tags
         self.grids = [
             (roots[grid.tags], None if grid.partner is None else roots[grid.partner], grid)
@@ -60,6 +41,36 @@ class Settlement:
             if classes[0] != 0:
                 self.tensors.setdefault(classes.tobytes(), (classes, value.name or ""))
 
+
+class Settlement:
+    """Which classes stay.
+
+    Args:
+        ties: what ties the classes.
+        stay: bool, shape `(tags,)`, by class: those that have to stay from the start.
+        worth: float, shape `(tags,)`, by class: which ones to let stay first, where the ties leave a choice.
+        bonds: (class, other class, reason): while the first stays, so does the other.
+
+    Attributes:
+        stay: bool, shape `(tags,)`, by class; grows.
+        why: class -> why it stays although it wanted to go.
+        had_empty: whether a tensor would have been empty.
+    """
+
+    def __init__(
+        self,
+        ties: Ties,
+        stay: Array,
+        worth: Array,
+        bonds: Collection[tuple[int, int, Pin]] = (),
+    ) -> None:
+        self.ties = ties
+        self.bonds = bonds
+        self.stay = stay
+        self.worth = worth
+        self.why: dict[int, Pin] = {}
+        self.had_empty = False
+
     def keep(self, classes: Array, pin: Pin) -> None:
         """Let classes stay."""
         for root in np.unique(classes):
@@ -71,7 +82,7 @@ class Settlement:
         """Let stay what the ties demand."""
         before = -1
         while before != (before := int(self.stay.sum())):
-            for classes, name in self.tensors.values():
+            for classes, name in self.ties.tensors.values():
                 if not self.stay[classes].any():
                     self.had_empty = True
                     pin = Pin(
@@ -80,11 +91,11 @@ class Settlement:
                         "remove the whole branch from the model",
                     )
                     self.keep(classes[[np.argmax(self.worth[classes])]], pin)
-            for shuffle in self.shuffles:
+            for shuffle in self.ties.shuffles:
                 reason = f"'{shuffle.subject}' reads shuffled channels, as many of every row as before it in each chunk"
                 missing = shuffle.missing(self.stay, self.worth)
                 self.keep(missing, Pin(shuffle.subject, reason, SURPLUS_ADVICE))
-            for rows, partner, grid in self.grids:
+            for rows, partner, grid in self.ties.grids:
                 self.settle_grid(
                     rows,
                     partner,
@@ -93,7 +104,7 @@ class Settlement:
             for first, other, pin in self.bonds:
                 if self.stay[first]:
                     self.keep(np.asarray([other]), pin)
-            for coarse, fine, cover in self.covers:
+            for coarse, fine, cover in self.ties.covers:
                 lives = self.stay[fine].any()
                 if lives and not self.stay[coarse]:
                     reason = f"'{cover.subject}' still uses part of what it stands for"

@@ -144,6 +144,8 @@ def alive(
     r: Replay, node: ir.Node, mine: list[int], theirs: list[int], outer: list[int]
 ) -> list[int]:
     """How many indices are left on the `outer` axes of a reshaped block."""
+    if not outer:
+        return []
     value, out = data(node), node.outputs[0]
     before, shape = r.old_shape(value), r.shape(value)
     old = np.broadcast_to(block_of(r.old(value), mine), [before[axis] for axis in mine])
