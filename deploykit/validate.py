@@ -56,6 +56,9 @@ EPSILONS = {"float64": 2.0**-52, "float32": 2.0**-23, "float16": 2.0**-10, "bflo
 LEAST_ROUNDINGS, LEAST_ROUNDINGS_HALF, MOST_ROUNDINGS = 16.0, 4.0, 256.0
 """How many roundings of an output's size its error may be: of short sums, of types of 16 bits, of the longest sums."""
 
+LANES = 32.0
+"""What the roundings of a mean of many numbers are divided by: 16 sums side by side, and half a unit each on average."""
+
 NOISE_FACTOR = 3.0
 NOISE_LIMIT = 100.0
 
@@ -183,19 +186,21 @@ class Reference:
     def rounding(self) -> float:
         """What rounding may change in an output, as a share of its size.
 
-        A sum of n numbers errs by about the square root of n roundings. Types of 16 bits are summed in 32 bits and
-        rounded once a layer, so the length of their sums does not count.
+        A sum of n numbers errs by about the square root of n roundings. A mean of n numbers of the same sign, such as a
+        constant map, is rounded the same way again and again: n times, shared by the lanes in which it is summed. Types of
+        16 bits are summed in 32 bits and rounded once a layer, so the length of their sums does not count.
         """
         epsilon = EPSILONS.get(self.precision, EPSILONS["float32"])
         if self.precision in {"float16", "bfloat16"}:
             return LEAST_ROUNDINGS_HALF * epsilon
         import onnx_ir as ir
 
-        from deploykit.size import longest_sum
+        from deploykit.size import longest_sums
 
         shapes = {name: array.shape for name, array in self.inputs[0].items()}
-        length = longest_sum(ir.load(self.path), shapes)
-        return min(max(LEAST_ROUNDINGS, math.sqrt(length)), MOST_ROUNDINGS) * epsilon
+        longest = longest_sums(ir.load(self.path), shapes)
+        of_products = min(max(LEAST_ROUNDINGS, math.sqrt(longest.products)), MOST_ROUNDINGS)
+        return max(of_products, longest.means / LANES) * epsilon
 
     @functools.cached_property
     def noise(self) -> Mapping[str, tuple[float, ...]]:
