@@ -1,13 +1,14 @@
 """Reads and writes model files, and refuses early what would go wrong silently later.
 
-The protobuf is looked at before onnx_ir sees it, because onnx_ir drops sparse initializers without a word. Weights in
-external data files stay on disk, memory-mapped. A file is never written over one that the model was read from: weights
+The protobuf is looked at before onnx_ir sees it, because onnx_ir drops sparse initializers without a word. Large weights
+stay on disk, memory-mapped, in data files or in the model itself (see `one_file`). A file is never written over one that the model was read from: weights
 that have not been read yet would silently change.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import math
 import re
@@ -15,7 +16,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from deploykit import refusals
+from deploykit import one_file, refusals
+from deploykit.background import Later
 from deploykit.errors import ModelError, UnsupportedModel, UsageError
 
 if TYPE_CHECKING:
@@ -46,22 +48,33 @@ CHANNEL_AXES = {"Conv": 1, "ConvTranspose": 0}
 """The axis of their first weight that meets the channels of their input."""
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Source:
     """A model as it was read.
 
     Attributes:
-        model: the model, its external weights still on disk.
+        model: the model, its large weights still on disk.
         path: the file it was read from.
         data_files: the external data files that belong to it, sorted.
-        sha256: hash of the content: of the file, or where there are data files, of the lines `<sha256>  <name>`
-            of all files, as `sha256sum` prints them, the model's first.
     """
 
     model: ir.Model
     path: Path
     data_files: tuple[Path, ...]
-    sha256: str
+    _hash: Later[str] | None = None
+
+    @functools.cached_property
+    def sha256(self) -> str:
+        """Hash of the content.
+
+        Of the file, or where there are data files, of the lines `<sha256>  <name>` of all files, as `sha256sum` prints
+        them, the model's first.
+        """
+        return (
+            content_hash(self.path, self.data_files)
+            if self._hash is None
+            else self._hash.result()
+        )
 
     @property
     def is_external(self) -> bool:
@@ -74,8 +87,12 @@ class Source:
         return (self.path, *self.data_files)
 
 
-def load(path: Path) -> Source:
+def load(path: Path, *, hash_ahead: bool = False) -> Source:
     """Read a model.
+
+    Args:
+        path: the file.
+        hash_ahead: whether to hash its files in the background from now on, because the hash will be wanted.
 
     Raises:
         UsageError: there is no such file.
@@ -92,6 +109,10 @@ def load(path: Path) -> Source:
     _refuse_sparse(proto, path)
     refusals.refuse_functions(proto, path)
     data_files = refusals.refuse_damaged_weights(proto, path)
+    hashing = None
+    if hash_ahead:
+        # Hashing leaves the interpreter to others, and takes a second for a gigabyte.
+        hashing = Later(lambda: content_hash(path, data_files), may_be_abandoned=True)
     is_sorted = _refuse_unbound(proto.graph, frozenset(), path)
     if is_sorted:
         # What comes before its inputs cannot be inferred; runtimes sort such graphs first, and so do we, below.
@@ -107,10 +128,8 @@ def load(path: Path) -> Source:
         msg = f"'{path}' is damaged: {_root(error)}. Check it with onnx.checker, or export it again."
         raise UnsupportedModel(msg) from error
     _trust_weights(model)
-    ir.external_data.set_base_dir(model.graph, str(path.parent))
-    for function in model.functions.values():
-        ir.external_data.set_base_dir(function.graph, str(path.parent))
-    return Source(model, path, data_files, content_hash(path, data_files))
+    one_file.resolve(model, path)
+    return Source(model, path, data_files, hashing)
 
 
 def check_shapes(source: Source, shapes: Mapping[str, Sequence[int]]) -> None:
@@ -169,12 +188,10 @@ def save(model: ir.Model, path: Path, *, external: bool, sources: Sequence[Path]
     written = _without_small_views(model)
     written.ir_version = min(model.ir_version, MAX_IR_VERSION)
     try:
-        ir.save(
-            written,
-            path,
-            external_data=data.name if external else None,
-            size_threshold_bytes=SMALL_BYTES,
-        )
+        if external:
+            ir.save(written, path, external_data=data.name, size_threshold_bytes=SMALL_BYTES)
+        else:
+            one_file.save(written, path)
     except (ValueError, RuntimeError, TypeError) as error:
         msg = f"cannot serialize the model for '{path}': {error}"
         raise ModelError(msg) from error

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from deploykit import one_file
 from deploykit.errors import UnsupportedModel, UsageError
 
 if TYPE_CHECKING:
@@ -35,6 +36,7 @@ ONE_FILE_BYTES = 2**31 - 1
 WHOLE_READ_BYTES = 2**20
 """Weights up to this size are held against their shape: to ask protobuf for the length of larger ones copies them."""
 
+WHOLE = "Was the file copied whole?"
 CHECKPOINT = "export it with torch.onnx.export first"
 NO_MODEL = "was it picked by mistake?"
 
@@ -79,8 +81,6 @@ def parse(path: Path) -> onnx.ModelProto:
     """
     import warnings
 
-    import onnx
-
     _refuse_place(path)
     with path.open("rb") as file:
         head = file.read(32)
@@ -100,7 +100,7 @@ def parse(path: Path) -> onnx.ModelProto:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # its text form is experimental
-            proto = onnx.load(str(path), load_external_data=False)
+            proto = one_file.parse(path)
     except OSError:
         raise
     except Exception as error:  # four formats, each with errors of its own, all of them about the file's content
@@ -317,7 +317,12 @@ def refuse_damaged_weights(proto: onnx.ModelProto, path: Path) -> tuple[Path, ..
         words = (
             f"{what} has the shape {shape} of {kind.name.lower()}, which takes {expected} bytes"
         )
-        if tensor.external_data:
+        if one_file.is_in_model(tensor, path):
+            held = next(each.value for each in tensor.external_data if each.key == "length")
+            if int(held) != expected:
+                msg = f"{words}, and holds {held}. {WHOLE}"
+                raise UnsupportedModel(msg)
+        elif tensor.external_data:
             _refuse_data(tensor, path, what, words, expected=expected, sizes=sizes)
         else:
             _refuse_content(tensor, words, expected)
@@ -385,17 +390,16 @@ def _data_size(path: Path, location: str, what: str) -> int:
 
 def _refuse_content(tensor: onnx.TensorProto, words: str, expected: int) -> None:
     """Refuse data in the model that is not as long as its shape says."""
-    advice = "Was the file copied whole?"
     if tensor.HasField("raw_data"):
         held = len(tensor.raw_data) if expected <= WHOLE_READ_BYTES else expected
         if held != expected:
-            msg = f"{words}, and holds {held}. {advice}"
+            msg = f"{words}, and holds {held}. {WHOLE}"
             raise UnsupportedModel(msg)
     elif tensor.data_type in FIELDS:
         field, each = FIELDS[tensor.data_type]
         count = math.prod(tensor.dims) * each
         if len(getattr(tensor, field)) != count:
-            msg = f"{words}, and holds {len(getattr(tensor, field))} numbers, not {count}. {advice}"
+            msg = f"{words}, and holds {len(getattr(tensor, field))} numbers, not {count}. {WHOLE}"
             raise UnsupportedModel(msg)
 
 

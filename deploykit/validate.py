@@ -15,10 +15,12 @@ import functools
 import itertools
 import math
 import zipfile
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
 
+from deploykit import one_file
 from deploykit.errors import ModelError, UsageError
 from deploykit.runtimes.onnxruntime import Session
 
@@ -193,12 +195,10 @@ class Reference:
         epsilon = EPSILONS.get(self.precision, EPSILONS["float32"])
         if self.precision in {"float16", "bfloat16"}:
             return LEAST_ROUNDINGS_HALF * epsilon
-        import onnx_ir as ir
-
         from deploykit.size import longest_sums
 
         shapes = {name: array.shape for name, array in self.inputs[0].items()}
-        longest = longest_sums(ir.load(self.path), shapes)
+        longest = longest_sums(one_file.load(Path(self.path)), shapes)
         of_products = min(max(LEAST_ROUNDINGS, math.sqrt(longest.products)), MOST_ROUNDINGS)
         return max(of_products, longest.means / LANES) * epsilon
 
@@ -348,7 +348,7 @@ def find_precision(model: str | os.PathLike[str]) -> str:
     """
     import onnx_ir as ir
 
-    loaded = ir.load(model)
+    loaded = one_file.load(Path(model))
     graphs = [loaded.graph, *(function.graph for function in loaded.functions.values())]
     found = {"float64"}
     for graph in graphs:

@@ -27,6 +27,7 @@ __all__ = [
     "constant",
     "copy_for",
     "fold",
+    "hold",
     "is_constant",
     "is_finite",
     "lift",
@@ -175,7 +176,7 @@ def set_derived(
             raise PassError(msg)
         return ir.Tensor(array, name=held.name)
 
-    place(value, ir.LazyTensor(made, held.dtype, ir.Shape(shape), name=value.name))
+    hold(value, ir.LazyTensor(made, held.dtype, ir.Shape(shape), name=value.name))
 
 
 def new_initializer(graph: ir.Graph, hint: str, array: Array) -> ir.Value:
@@ -287,11 +288,11 @@ def size_bytes(model: ir.Model) -> int:
 
 def fill(value: ir.Value, array: Array) -> None:
     """Set data, shape and type of `value` together; the guard against stale shapes."""
-    place(value, ir.Tensor(array, name=value.name))
+    hold(value, ir.Tensor(array, name=value.name))
 
 
-def place(value: ir.Value, new: ir.TensorProtocol) -> None:
-    """Let `value` hold a tensor, and have its shape and type."""
+def hold(value: ir.Value, new: ir.TensorProtocol) -> None:
+    """Let `value` hold a tensor of any kind, unread, and have its shape and type."""
     value.const_value = new
     value.shape = ir.Shape(new.shape.numpy())
     # Not `value.dtype = ...`: that writes into a type object which a clone of the model may share.

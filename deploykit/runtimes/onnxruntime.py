@@ -7,10 +7,12 @@ import importlib.metadata
 import os
 import re
 import threading
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
 
+from deploykit import one_file
 from deploykit.errors import ModelError, RuntimeUnavailable
 from deploykit.runtimes import Capabilities, Claim, TensorSpec
 
@@ -25,6 +27,7 @@ Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
 Optimization: TypeAlias = Literal["all", "none"]
 
 CPU = "CPUExecutionProvider"
+FOLDER_OF_DATA = "session.model_external_initializers_file_folder_path"
 MESSAGE_LIMIT = 300
 RUN_LIMIT_S = 600.0
 """How long a model may run once: far longer than a model that anybody measures, and shorter than a night."""
@@ -128,11 +131,10 @@ class Session:
             raise _no_provider(absent, runtime.get_available_providers())
         self._name = "the model" if isinstance(model, bytes) else f"'{os.fspath(model)}'"
         self._failures = _failures(runtime)
-        source = model if isinstance(model, bytes) else os.fspath(model)
+        options = _options(runtime, threads, optimization)
+        source = model if isinstance(model, bytes) else _mapped(Path(model), options)
         try:
-            session = runtime.InferenceSession(
-                source, _options(runtime, threads, optimization), providers=list(providers)
-            )
+            session = runtime.InferenceSession(source, options, providers=list(providers))
         except self._failures as error:
             msg = f"ONNX Runtime {runtime.__version__} refuses {self._name}: {shorten(error)}"
             raise ModelError(msg) from error
@@ -207,7 +209,21 @@ def shorten(error: BaseException) -> str:
     return text if len(text) <= MESSAGE_LIMIT else text[: MESSAGE_LIMIT - 3] + "..."
 
 
-def _options(runtime: ModuleType, threads: int | None, optimization: Optimization) -> object:
+def _mapped(path: Path, options: Any) -> str | bytes:  # noqa: ANN401 - a type of the runtime
+    """What to open a model from, so that its weights are mapped into memory and not copied.
+
+    The runtime maps external data, and copies twice what lies in the model. So it is told that the large weights of a
+    single file are external data of that very file.
+    """
+    place = path.resolve()
+    found = one_file.outline(place, place.name) if place.is_file() else None
+    if found is None:
+        return os.fspath(path)
+    options.add_session_config_entry(FOLDER_OF_DATA, str(place.parent))
+    return found
+
+
+def _options(runtime: ModuleType, threads: int | None, optimization: Optimization) -> Any:  # noqa: ANN401 - a type of the runtime
     options = runtime.SessionOptions()
     if threads is not None:
         options.intra_op_num_threads = threads
@@ -215,6 +231,9 @@ def _options(runtime: ModuleType, threads: int | None, optimization: Optimizatio
     options.graph_optimization_level = (
         levels.ORT_ENABLE_ALL if optimization == "all" else levels.ORT_DISABLE_ALL
     )
+    if optimization == "none":
+        # Kernels would keep a second copy of their weights, in an order that is faster where they run often.
+        options.add_session_config_entry("session.disable_prepacking", "1")
     # Idle worker threads that spin take the cores from whatever else is being run or measured.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.add_session_config_entry("session.inter_op.allow_spinning", "0")
