@@ -20,13 +20,22 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 import numpy as np
 
 import deploykit
-from deploykit import candidates, groups, layers, model_io, registry, saved_plans, size
+from deploykit import (
+    candidates,
+    closeups,
+    groups,
+    layers,
+    model_io,
+    registry,
+    saved_plans,
+    size,
+)
 from deploykit.choice import ORIGINAL, Choice, Form, choose, shortlist
 from deploykit.errors import DeploykitError, ModelError, PassFailed, RuntimeUnavailable
 from deploykit.instruments import Dump
 from deploykit.masks import apply_masks, read_masks
 from deploykit.output_folder import OutputFolder
-from deploykit.profile import SCREENING, Measurement, Settings, device, measure
+from deploykit.profile import SCREENING, Measurement, Settings, Timings, device, measure
 from deploykit.recipe import Recipe, to_toml
 from deploykit.report import html, records
 from deploykit.validate import (
@@ -230,8 +239,8 @@ def optimize(
         forms, failed = _make_forms(start, steps, folder.work, progress)
         job = Job(request, recipe, target, start, steps, tuple(forms), failed, progress)
         decided = _decide(job)
+        report = _report(job, decided, folder.work)
         progress("writing the result")
-        report = _report(job, decided)
         if decided.verdict != "differs":
             _write_model(start, decided.form, folder.path)
         if request.dump_dir is not None:
@@ -636,7 +645,7 @@ def _write_model(start: Start, form: Saved | None, folder: Path) -> None:
         shutil.copyfile(start.path, folder / "model.onnx")
 
 
-def _report(job: Job, decided: Decision) -> records.Report:
+def _report(job: Job, decided: Decision, work: Path) -> records.Report:
     start, forms = job.start, job.forms
     shown = decided.shown(forms)
     is_written = decided.form is not None
@@ -656,6 +665,10 @@ def _report(job: Job, decided: Decision) -> records.Report:
     final = decided.measured[-1] if decided.measured else None
     if final is not None and final.truncated:
         warnings.append("the measurement was cut short; intervals are wider than they need be")
+    written = model_io.load(shown.path).model if is_written else start.model
+    compared = layers.compare(start.model, written)
+    seen = _look(job, decided, compared, written, work)
+    warnings += seen.warnings
     return records.Report(
         command=job.request.command,
         versions=_versions(),
@@ -674,12 +687,44 @@ def _report(job: Job, decided: Decision) -> records.Report:
         profile=None
         if final is None
         else _profile_record(final, ORIGINAL if decided.form is None else shown.form.name),
-        layers=layers.compare(
-            start.model, model_io.load(shown.path).model if is_written else start.model
-        ),
+        layers=compared,
+        layer_times=seen.layer_times,
+        staircases=seen.staircases,
         verdict=decided.verdict,
         reason=decided.reason,
         warnings=tuple(dict.fromkeys(warnings)),
+    )
+
+
+def _look(
+    job: Job,
+    decided: Decision,
+    compared: Sequence[records.Layer],
+    written: ir.Model,
+    work: Path,
+) -> closeups.Closeups:
+    """Look at single layers on the device; nothing where nothing was measured or nothing is written."""
+    if not decided.measured or decided.verdict == "differs":
+        return closeups.Closeups()
+    form, plain = decided.form, job.forms[0]
+    removed = compared
+    if form is not plain:
+        # Where the original stays, too: what removal alone leaves is what a user would compare with.
+        removed = layers.compare(job.start.model, model_io.load(plain.path).model)
+    return closeups.look(
+        job.start.path,
+        job.start.path if form is None else form.path,
+        job.start.feeds,
+        model=written,
+        layers=compared,
+        as_is={
+            row.weight: row.outputs.after for row in removed if row.outputs.after is not None
+        },
+        folder=work,
+        multiples=job.target.multiples,
+        threads=job.recipe.threads,
+        duration_s=job.request.settings.duration_s,
+        progress=job.progress,
     )
 
 
@@ -750,7 +795,20 @@ def _profile_record(final: Measurement, name: str) -> records.Profile:
         threads=final.threads,
         runtime=final.runtime,
         device=dataclasses.asdict(device.describe()),
+        samples={
+            key: _samples(final.samples[which])
+            for key, which in (("baseline", ORIGINAL), ("optimized", name))
+        },
     )
+
+
+def _samples(timings: Timings) -> records.Samples:
+    # A clock's digits beyond the nanosecond mean nothing, and would be half of the file.
+    wall_s, cpu_s = (
+        tuple(round(float(each), 9) for each in array)
+        for array in (timings.wall_s, timings.cpu_s)
+    )
+    return records.Samples(wall_s, cpu_s, tuple(int(each) for each in timings.rebuild))
 
 
 def _validation_record(found: Validation) -> records.ValidationRecord:

@@ -1,94 +1,215 @@
-"""The report as one page that needs nothing else: no scripts, no fonts, nothing from the network.
+"""The report as one page that needs nothing else: nothing comes from the network, and without scripts nothing is lost.
 
+The result comes first, as a sentence and as a picture; then what it rests on; then everything there is, in tables.
 Everything that comes from a model is escaped: names of tensors are whatever an exporter wrote.
 """
 
 from __future__ import annotations
 
+import base64
+import dataclasses
+import hashlib
+import re
 from collections.abc import Iterable, Sequence
 from html import escape
+from importlib import resources
+from typing import TYPE_CHECKING
 
-from deploykit.report.records import Candidate, Layer, Report
+from deploykit.report.markup import Cell, Column, Shown, cell, span, table
+from deploykit.report.records import Candidate, Count, Layer, LayerTimeRow, Report, Staircase
 from deploykit.report.wording import (
+    P99_SAMPLES,
+    bytes_text,
+    change_text,
+    count_text,
     group_skips,
     latency_note,
+    latency_text,
     ratio_text,
     reference_text,
     shown_warnings,
-    size_rows,
+    time_text,
     verdict_sentence,
 )
 
+if TYPE_CHECKING:
+    from deploykit.report.plots import Bar
+
 __all__ = ["render"]
 
-STYLE = """
-:root { color-scheme: light dark; --fg: #1c1e21; --bg: #fff; --soft: #6a7076; --line: #dcdfe3; --bar: #c3c9d0;
-  --good: #1a7f4b; --bad: #b3261e; --kept: #2f6fb5; }
-@media (prefers-color-scheme: dark) { :root { --fg: #e4e6e9; --bg: #16181b; --soft: #9aa1a9; --line: #33373c;
-  --bar: #4a5058; --good: #5bd08f; --bad: #ff8a80; --kept: #74aeee; } }
-body { font: 15px/1.5 system-ui, sans-serif; color: var(--fg); background: var(--bg); max-width: 66rem;
-  margin: 2rem auto; padding: 0 1rem; }
-h1 { font-size: 1.1rem; font-weight: 500; color: var(--soft); margin: 0; overflow-wrap: anywhere; }
-h2 { font-size: 1.05rem; margin: 2.2rem 0 .5rem; }
-.verdict { font-size: 1.5rem; line-height: 1.3; margin: .3rem 0 1rem; }
-.faster, .smaller { color: var(--good); } .differs { color: var(--bad); }
-.scroll { overflow-x: auto; }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
-th { text-align: left; font-weight: 500; color: var(--soft); }
-th, td { padding: .2rem 1rem .2rem 0; border-bottom: 1px solid var(--line); vertical-align: top; }
-td.number, th.number { text-align: right; white-space: nowrap; }
-tr.chosen td { font-weight: 600; }
-td.name { overflow-wrap: anywhere; min-width: 9rem; }
-@media (max-width: 40rem) { p { overflow-wrap: anywhere; } td.name { min-width: 5rem; }
-  th, td { padding-right: .5rem; } svg { width: 6rem; } body { margin: 1rem auto; } }
-svg { display: block; } svg text { font: 11px system-ui, sans-serif; fill: var(--soft); }
-.all { fill: var(--bar); } .kept { fill: var(--kept); } .good { fill: var(--good); stroke: var(--good); }
-.plain { fill: var(--kept); stroke: var(--kept); } .rule { stroke: var(--soft); stroke-dasharray: 3 3; }
-.warning { border-left: 3px solid var(--bad); padding-left: .8rem; }
-.soft, footer { color: var(--soft); } footer { margin-top: 3rem; font-size: .85rem; overflow-wrap: anywhere; }
-details summary { cursor: pointer; color: var(--soft); }
-"""
-
-BAR_WIDTH = 180
 SUBJECTS_SHOWN = 4
+SLOWEST_SHOWN = 12
+CONTROL_CODE = re.compile(
+    r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]"
+)
+SEPARATOR = re.compile(r"(?<=[/._:])(?=[^/._:])")
+OPEN_ROWS = 16
+"""A longer table is folded up: what it says is summed up by the pictures above it."""
 
 
 def render(report: Report) -> str:
     """The page, as HTML text."""
-    verdict = (
-        f'<p class="verdict {escape(report.verdict)}">{escape(verdict_sentence(report))}</p>'
+    # Drawing costs half a second to import: only what draws pays for it.
+    from deploykit.report import plots
+
+    script = _resource("page.js")
+    digest = base64.b64encode(hashlib.sha256(script.encode("utf-8")).digest()).decode("ascii")
+    policy = (
+        f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'; "
+        "base-uri 'none'; form-action 'none'"
     )
-    body = [
-        f"<h1>deploykit: {escape(report.source.path)}</h1>",
-        verdict,
-        *(f'<p class="warning">{escape(warning)}</p>' for warning in shown_warnings(report)),
-        _sizes(report),
-        _validation(report),
-        _candidates(report),
-        _skips(report),
-        _layers(report.layers),
-        _passes(report),
-        _footer(report),
-    ]
-    return (
+    with plots.settings():
+        body = [
+            f"<h1>deploykit: {escape(report.source.path)}</h1>",
+            f'<p class="verdict {escape(report.verdict)}">{escape(verdict_sentence(report))}</p>',
+            _gain(report),
+            *(f'<p class="warning">{escape(text)}</p>' for text in shown_warnings(report)),
+            _side_by_side(_sizes(report), _validation(report)),
+            _latencies(report),
+            _staircases(report),
+            _layers(report),
+            _skips(report),
+            _side_by_side(_candidates(report), _passes(report)),
+            _footer(report),
+        ]
+    written = (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        f'<meta http-equiv="Content-Security-Policy" content="{policy}">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<title>deploykit: {escape(report.verdict)}: {escape(report.source.path)}</title>"
-        f"<style>{STYLE}</style></head><body>\n"
+        f"<style>{_resource('page.css')}</style></head><body>\n"
         + "\n".join(part for part in body if part)
-        + "\n</body></html>\n"
+        + f"\n<script>{script}</script>\n</body></html>\n"
     )
+    # Names may hold anything; a page may hold no control codes, and nothing that turns the direction of writing.
+    return CONTROL_CODE.sub("·", written)
+
+
+def _side_by_side(*sections: str) -> str:
+    """Sections beside one another where the screen has room for it."""
+    there = [f"<section>{section}</section>" for section in sections if section]
+    return f'<div class="grid wide">{"".join(there)}</div>' if there else ""
+
+
+def _resource(name: str) -> str:
+    return resources.files("deploykit.report").joinpath(name).read_text("utf-8")
+
+
+def _gain(report: Report) -> str:
+    """What is left of the original, and what else was tried."""
+    from deploykit.report import plots
+
+    rows: list[Bar] = []
+    profile = report.profile
+    if profile is not None:
+        ratio = Shown("profile.ratio.median", profile.ratio.median)
+        rows.append(
+            plots.Bar(
+                f"time, median ({profile.clock})",
+                f"{latency_text(profile.baseline.p50_s)} → {latency_text(profile.optimized.p50_s)}",
+                1.0,
+                profile.ratio.median,
+                _latency(report, "p50_s"),
+                after_figures=(ratio,),
+                interval=profile.ratio.ci95,
+                label=_percent(profile.ratio.median),
+            )
+        )
+    for what, count, place in _counts(report):
+        show = bytes_text if place == "bytes" else count_text
+        if count.ratio is not None and place != "nodes":
+            rows.append(
+                plots.Bar(
+                    what,
+                    f"{show(count.before)} → {show(count.after)}",
+                    1.0,
+                    count.ratio,
+                    _both(f"size.{place}", count),
+                    after_figures=_both(f"size.{place}", count),
+                    label=_percent(count.ratio),
+                )
+            )
+    if all(row.after == 1.0 for row in rows):
+        rows = []  # four full bars say nothing
+    label = "; ".join(f"{row.name}: {row.text}, {row.label} of the original" for row in rows)
+    told = "What is left of the original (100 %)"
+    if profile is not None:
+        lo, hi = profile.ratio.ci95
+        told += "; the mark at the end of the first bar is its 95 % interval, " + span(
+            f"{_percent(lo)} to {_percent(hi)}", *_interval("profile.ratio.ci95", (lo, hi))
+        )
+    first = _picture("What is left", plots.gains(rows, label), f"{told}.") if rows else ""
+    measured = [
+        (index, row) for index, row in enumerate(report.candidates) if row.ratio is not None
+    ]
+    if len(measured) < 2:
+        return f'<div class="grid">{first}</div>' if first else ""
+    drawn = [
+        plots.Bar(row.name, ratio_text(row)[0], None, row.ratio, figures, (), figures, row.ci95)
+        for index, row in measured
+        for figures in [(Shown(f"candidates.{index}.ratio", row.ratio),)]
+    ]
+    text = "; ".join(f"{row.name}: {' '.join(ratio_text(row))}" for _, row in measured)
+    second = _picture(
+        "Forms that were measured",
+        plots.intervals(drawn, text, [row.chosen for _, row in measured]),
+        '<span class="key good">chosen</span> Left of the dashed line is faster than the original; the lines are 95 % intervals.',
+    )
+    return f'<div class="grid">{first}{second}</div>'
+
+
+def _counts(report: Report) -> list[tuple[str, Count, str]]:
+    size = report.size
+    return [
+        ("parameters", size.parameters, "parameters"),
+        ("bytes", size.bytes, "bytes"),
+        ("multiply-adds", size.macs, "macs"),
+        ("nodes", size.nodes, "nodes"),
+    ]
 
 
 def _sizes(report: Report) -> str:
-    rows = [
-        [_cell(what), _number(before), _number(after), _number(change)]
-        for what, before, after, change in size_rows(report)
+    rows = []
+    for what, count, place in _counts(report):
+        show = {"bytes": bytes_text, "nodes": _plain}.get(place, count_text)
+        rows.append(
+            [
+                cell(what),
+                cell(show(count.before), Shown(f"size.{place}.before", count.before)),
+                cell(show(count.after), Shown(f"size.{place}.after", count.after)),
+                cell(change_text(count)),
+            ]
+        )
+    classes = [""] * len(rows)
+    if report.profile is not None:
+        profile = report.profile
+        lo, hi = profile.ratio.ci95
+        rows.insert(
+            0,
+            [
+                cell(f"time, median ({profile.clock})"),
+                *(
+                    cell(latency_text(shown.value or 0.0), shown)
+                    for shown in _latency(report, "p50_s")
+                ),
+                Cell(
+                    f'x{profile.ratio.median:.3f}<br><span class="soft">{lo:.3f} to {hi:.3f}</span>',
+                    (
+                        Shown("profile.ratio.median", profile.ratio.median),
+                        *_interval("profile.ratio.ci95", (lo, hi)),
+                    ),
+                ),
+            ],
+        )
+        classes.insert(0, "chosen")
+    columns = [
+        Column(""),
+        *(Column(each, is_number=True) for each in ("before", "after", "change")),
     ]
     note = latency_note(report)
     return (
         "<h2>Before and after</h2>"
-        + _table(["", "#before", "#after", "#change"], rows)
+        + table(columns, rows, classes=classes)
         + (f'<p class="soft">{escape(note)}</p>' if note else "")
     )
 
@@ -97,122 +218,443 @@ def _validation(report: Report) -> str:
     found = report.validation
     if found is None:
         return ""
-    return (
-        "<h2>Same function?</h2><p>"
-        f"Outputs {_compared(found.verdict)} those of {reference_text(report)} on {found.inputs} inputs. "
-        f"Largest error: {found.max_rel_error:.2g} of "
-        f"what an output moves by (allowed: {found.tolerance:.2g}), {found.max_abs_error:.2g} absolute"
-        + (f", in '{escape(found.worst_output)}'" if found.worst_output else "")
-        + ".</p>"
-    )
-
-
-def _compared(verdict: str) -> str:
     words = {"equal": "are <b>equal</b> to", "differs": "<b>differ</b> from"}
-    return words.get(verdict, f"are <b>{escape(verdict)}</b> with")
-
-
-def _candidates(report: Report) -> str:
-    if not report.candidates:
-        return ""
-    highest = max(
-        [
-            1.0,
-            *(row.ci95[1] for row in report.candidates if row.ci95),
-            *(row.ratio or 0 for row in report.candidates),
-        ]
-    )
-    rows = []
-    for row in report.candidates:
-        ratio, interval = ratio_text(row)
-        rows.append(
-            [
-                _cell(row.name, "name"),
-                _number(ratio),
-                _number(interval),
-                f"<td>{_interval_bar(row, highest)}</td>",
-                _number("" if row.parameters is None else f"{row.parameters:,}"),
-                _cell("chosen" if row.chosen else row.note),
-            ]
+    compared = words.get(found.verdict, f"are <b>{escape(found.verdict)}</b> with")
+    figures = [
+        span(text, Shown(f"validation.{key}", value))
+        for text, key, value in (
+            (str(found.inputs), "inputs", found.inputs),
+            (f"{found.max_rel_error:.2g}", "max_rel_error", found.max_rel_error),
+            (f"{found.tolerance:.2g}", "tolerance", found.tolerance),
+            (f"{found.max_abs_error:.2g}", "max_abs_error", found.max_abs_error),
         )
-    chosen = [" class=chosen" if row.chosen else "" for row in report.candidates]
-    clock = (
-        ""
-        if report.profile is None
-        else (
-            f'<p class="soft">Time over that of the original, with its 95 % interval, by {escape(report.profile.clock)} time, '
-            f"{report.profile.threads} thread(s), {escape(report.profile.runtime)} on "
-            f"{escape(str(report.profile.device.get('cpu', 'this machine')))}. "
-            + ("The machine was busy. " if report.profile.noisy else "")
-            + "The dashed line is the original.</p>"
-        )
-    )
-    headers = ["candidate", "#time / original", "#95 % interval", "", "#parameters", ""]
-    return (
-        "<h2>Candidates</h2>"
-        f"<p>{escape(report.reason)}.</p>" + _table(headers, rows, chosen) + clock
-    )
-
-
-def _interval_bar(row: Candidate, highest: float) -> str:
-    if row.ratio is None:
-        return ""
-    scale = BAR_WIDTH / highest
-    lo, hi = row.ci95 or (row.ratio, row.ratio)
-    kind = "good" if row.chosen else "plain"
-    return (
-        f'<svg width="{BAR_WIDTH + 8}" height="18" viewBox="0 0 {BAR_WIDTH + 8} 18" role="img" aria-label="{row.ratio:.3f}">'
-        f'<line class="rule" x1="{scale:.1f}" x2="{scale:.1f}" y1="0" y2="18"/>'
-        f'<line class="{kind}" stroke-width="3" x1="{lo * scale:.1f}" x2="{hi * scale:.1f}" y1="9" y2="9"/>'
-        f'<line class="{kind}" stroke-width="2" x1="{lo * scale:.1f}" x2="{lo * scale:.1f}" y1="3" y2="15"/>'
-        f'<line class="{kind}" stroke-width="2" x1="{hi * scale:.1f}" x2="{hi * scale:.1f}" y1="3" y2="15"/>'
-        f'<circle class="{kind}" cx="{row.ratio * scale:.1f}" cy="9" r="3"/></svg>'
-    )
-
-
-def _layers(layers: Sequence[Layer]) -> str:
-    if not layers:
-        return ""
+    ]
     rows = [
         [
-            _cell(layer.weight, "name"),
-            _cell(layer.op_type),
-            f"<td>{_channel_bar(layer)}</td>",
-            _number(_arrow(layer.outputs.before, layer.outputs.after)),
-            _number(_arrow(layer.inputs.before, layer.inputs.after)),
-            _number(f"{100 * layer.zeros:.0f} %"),
-            _number(str(layer.zero_outputs)),
+            cell(row.name, kind="name"),
+            cell(row.dtype),
+            cell(
+                f"{row.max_rel_error:.2g}", Shown(f"{place}.max_rel_error", row.max_rel_error)
+            ),
+            cell(f"{row.tolerance:.2g}", Shown(f"{place}.tolerance", row.tolerance)),
+            cell(
+                f"{row.max_abs_error:.2g}", Shown(f"{place}.max_abs_error", row.max_abs_error)
+            ),
+            cell("equal" if row.equal else "differs"),
         ]
-        for layer in layers
+        for index, row in enumerate(found.outputs)
+        for place in [f"validation.outputs.{index}"]
     ]
-    headers = [
-        "weight",
-        "op",
-        "output channels",
-        "#outputs",
-        "#inputs",
-        "#zeros",
-        "#dead outputs",
+    columns = [
+        Column("output"),
+        Column("type"),
+        Column("error, of what it moves by", is_number=True),
+        Column("allowed", is_number=True),
+        Column("error, absolute", is_number=True),
+        Column(""),
     ]
-    return "<h2>Layers</h2>" + _table(headers, rows)
-
-
-def _channel_bar(layer: Layer) -> str:
-    before, after = layer.outputs.before or 0, layer.outputs.after or 0
-    scale = BAR_WIDTH / max(before, after, 1)
-    label = f"{before} before, {after} after"
     return (
-        f'<svg width="{BAR_WIDTH}" height="14" viewBox="0 0 {BAR_WIDTH} 14" role="img" aria-label="{label}">'
-        f'<rect class="all" x="0" y="2" height="10" width="{before * scale:.1f}"/>'
-        f'<rect class="kept" x="0" y="2" height="10" width="{after * scale:.1f}"/></svg>'
+        "<h2>Same function?</h2><p>"
+        f"Outputs {compared} those of {reference_text(report)} on {figures[0]} inputs. Largest error: {figures[1]} of "
+        f"what an output moves by (allowed: {figures[2]}), {figures[3]} absolute"
+        + (f", in '{escape(found.worst_output)}'" if found.worst_output else "")
+        + ".</p>"
+        + (_folded(f"each output ({len(rows)})", table(columns, rows)) if rows else "")
     )
+
+
+def _latencies(report: Report) -> str:
+    profile = report.profile
+    if profile is None:
+        return ""
+    from deploykit.report import plots
+
+    models = (("baseline", profile.baseline), ("optimized", profile.optimized))
+    rows = [
+        [
+            cell(word),
+            *(
+                cell(
+                    latency_text(getattr(row, key)),
+                    Shown(f"profile.{name}.{key}", getattr(row, key)),
+                )
+                for name, row in models
+            ),
+        ]
+        for word, key in (
+            ("median", "p50_s"),
+            ("p90", "p90_s"),
+            ("p95", "p95_s"),
+            ("p99", "p99_s"),
+        )
+    ]
+    rows.append(
+        [
+            cell("runs"),
+            *(
+                cell(f"{row.samples:,}", Shown(f"profile.{name}.samples", row.samples))
+                for name, row in models
+            ),
+        ]
+    )
+    columns = [
+        Column(""),
+        Column("original", is_number=True),
+        Column("optimized", is_number=True),
+    ]
+    few = (
+        f" With fewer than {P99_SAMPLES} runs the last percentiles are hardly more than the slowest run."
+        if min(profile.baseline.samples, profile.optimized.samples) < P99_SAMPLES
+        else ""
+    )
+    busy = (
+        " The machine was busy: processor time is what other processes hardly change."
+        if profile.clock == "cpu"
+        else " The machine was busy, so that single figures may be off; the ratio suffers least."
+    )
+    count = profile.threads
+    threads = (
+        "threads as the runtime chose"
+        if count is None
+        else span(
+            "1 thread" if count == 1 else f"{count} threads", Shown("profile.threads", count)
+        )
+    )
+    how = (
+        f"By {profile.clock} time of {escape(profile.runtime)}, {threads}, on "
+        f"{escape(str(profile.device.get('cpu', 'this machine')))}; both models took turns, in random order."
+        + (busy if profile.noisy else "")
+        + few
+    )
+    picture = ""
+    samples = {
+        word: getattr(found, f"{profile.clock}_s")
+        for word, name in (("original", "baseline"), ("optimized", "optimized"))
+        if (found := profile.samples.get(name)) is not None
+    }
+    if len(samples) == 2:
+        medians = _latency(report, "p50_s")
+        drawn = [
+            (word, values, median)
+            for (word, values), median in zip(samples.items(), medians, strict=True)
+        ]
+        if samples["original"] == samples["optimized"]:
+            drawn = drawn[:1]
+        svg, beyond, end = plots.histogram(drawn, "How the times of single runs are spread")
+        told = (
+            f"{beyond:,} of {sum(len(values) for _, values, _ in drawn):,} runs were slower than the axis is long "
+            f"({latency_text(end)})."
+            if beyond
+            else ""
+        )
+        picture = _picture("", svg, told)
+    return (
+        '<h2>Latency</h2><div class="grid">'
+        + picture
+        + f'<div>{table(columns, rows)}<p class="soft">{how}</p></div></div>'
+    )
+
+
+def _staircases(report: Report) -> str:
+    if not report.staircases:
+        return ""
+    from deploykit.report import plots
+
+    parts = []
+    for index, stair in enumerate(report.staircases):
+        place = f"staircases.{index}"
+        label = f"Time of {stair.layer} against {stair.axis}: " + ", ".join(
+            f"{count}: {time_text(seconds)}"
+            for count, seconds in zip(stair.counts, stair.seconds, strict=True)
+        )
+        rows = [
+            [
+                cell(_marked(stair, count), Shown(f"{place}.counts.{at}", count)),
+                cell(
+                    time_text(stair.seconds[at]),
+                    Shown(f"{place}.seconds.{at}", stair.seconds[at]),
+                ),
+                cell(
+                    f"{time_text(stair.lo_s[at])} to {time_text(stair.hi_s[at])}",
+                    Shown(f"{place}.lo_s.{at}", stair.lo_s[at]),
+                    Shown(f"{place}.hi_s.{at}", stair.hi_s[at]),
+                ),
+            ]
+            for at, count in enumerate(stair.counts)
+        ]
+        columns = [
+            Column(each, is_number=True) for each in (stair.axis, "time", "95 % interval")
+        ]
+        parts.append(
+            f"<figure><h3>{_breakable(stair.layer or stair.weight)}<small>{escape(stair.description)}</small></h3>"
+            + plots.staircase(stair, place, label)
+            + f"<figcaption>{_steps(stair, place)}</figcaption>"
+            + _folded(
+                f"all {len(rows)} counts, each timed {stair.rounds} times",
+                table(columns, rows),
+                Shown(f"{place}.rounds", stair.rounds),
+            )
+            + "</figure>"
+        )
+    fine = min(report.staircases[0].multiples, default=1)
+    return (
+        "<h2>The staircase of this device</h2>"
+        "<p>Time does not follow the number of channels: it climbs in steps, and some counts take longer than larger "
+        "ones. Each layer was timed by itself, at all counts in turns.</p>"
+        f'<p><span class="key dot">multiples of {fine}</span><span class="key other">other counts</span></p>'
+        f'<div class="grid stairs">{"".join(parts)}</div>'
+    )
+
+
+def _steps(stair: Staircase, place: str) -> str:
+    """What the counts that matter cost, in a sentence."""
+    found = dict(zip(stair.counts, range(len(stair.counts)), strict=True))
+
+    def told(key: str, count: int) -> str:
+        at = found[count]
+        return span(
+            f"{count} {stair.axis} take {time_text(stair.seconds[at])}",
+            Shown(f"{place}.{key}", count),
+            Shown(f"{place}.seconds.{at}", stair.seconds[at]),
+        )
+
+    if stair.before == stair.after:
+        return f"The layer stayed as it was: {told('before', stair.before)}."
+    parts = [f"The original's {told('before', stair.before)}"]
+    if stair.as_is != stair.after:
+        parts.append(f"removal alone: {told('as_is', stair.as_is)}")
+    parts.append(f"chosen: {told('after', stair.after)}")
+    return "; ".join(parts) + "."
+
+
+def _marked(stair: Staircase, count: int) -> str:
+    words = [
+        word
+        for key, word in (
+            ("before", "original"),
+            ("as_is", "removal alone"),
+            ("after", "chosen"),
+        )
+        if getattr(stair, key) == count
+    ]
+    return f"{count} ({', '.join(words)})" if words else str(count)
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """A layer of the user's model: its weight, its time, or both, each with its place in the report."""
+
+    name: str
+    op_type: str
+    layer: Layer | None = None
+    layer_index: int = 0
+    time: LayerTimeRow | None = None
+    time_index: int = 0
+
+    @property
+    def slowest_s(self) -> float:
+        """The longer one of its times; 0 if it was not timed."""
+        times = () if self.time is None else (self.time.before_s, self.time.after_s)
+        return max((each for each in times if each is not None), default=0.0)
+
+
+def _entries(report: Report) -> list[Entry]:
+    """All layers, those with a time in their order, those without among them or after."""
+    times = {row.name: (index, row) for index, row in enumerate(report.layer_times) if row.name}
+    found = []
+    for index, layer in enumerate(report.layers):
+        at, row = times.pop(layer.node, (0, None))
+        found.append(Entry(layer.node or layer.weight, layer.op_type, layer, index, row, at))
+    known = {id(entry.time) for entry in found}
+    found += [
+        Entry(row.name or row.op_type, row.op_type, None, 0, row, index)
+        for index, row in enumerate(report.layer_times)
+        if id(row) not in known
+    ]
+    if not report.layer_times:
+        return found
+    order: dict[int, float] = {
+        id(entry): entry.time_index for entry in found if entry.time is not None
+    }
+    # A weight without a time keeps its place behind the one before it.
+    last = -1.0
+    for entry in found:
+        if entry.layer is not None:
+            last = order.setdefault(id(entry), last + 0.5)
+    return sorted(found, key=lambda entry: order[id(entry)])
+
+
+def _layers(report: Report) -> str:
+    entries = _entries(report)
+    if not entries:
+        return ""
+    from deploykit.report import plots
+
+    timed = [entry for entry in entries if entry.slowest_s > 0]
+    weighted = [entry for entry in entries if entry.layer is not None]
+    pictures = []
+    if timed:
+        shown = sorted(timed, key=lambda entry: -entry.slowest_s)[:SLOWEST_SHOWN]
+        rows = [_time_bar(entry) for entry in shown]
+        told = _of("slowest", len(shown), len(timed), "layers")
+        pictures.append(
+            _picture(f"Time, {told}", plots.bars(rows, "times", _listed(rows)), KEY)
+        )
+        channels = [entry for entry in shown if entry.layer is not None]
+    else:
+        channels = sorted(weighted, key=lambda entry: -_elements(entry))[:SLOWEST_SHOWN]
+        told = _of("largest", len(channels), len(weighted), "layers")
+    if channels:
+        rows = [_channel_bar(entry) for entry in channels]
+        pictures.append(
+            _picture(
+                "Output channels kept" + ("" if timed else f", {told}"),
+                plots.bars(rows, "channels", _listed(rows), are_shares=True),
+                '<span class="key">removed</span><span class="key after">kept</span>',
+            )
+        )
+    lines = []
+    if len(timed) > SLOWEST_SHOWN:
+        rows = [_time_bar(entry) for entry in timed]
+        unit, scale = (
+            ("ms", 1e3) if max(entry.slowest_s for entry in timed) >= 1e-3 else ("µs", 1e6)
+        )
+        lines.append(
+            _picture(
+                f"Time, all {len(timed)} layers in order",
+                plots.skyline(rows, "all-times", "Time of each layer", unit, scale),
+                KEY,
+            )
+        )
+    if len(weighted) > SLOWEST_SHOWN:
+        rows = [_channel_bar(entry) for entry in weighted]
+        lines.append(
+            _picture(
+                f"Output channels, all {len(weighted)} layers with weights in order",
+                plots.skyline(
+                    rows, "all-channels", "Output channels of each layer", "channels"
+                ),
+                KEY,
+            )
+        )
+    grids = "".join(
+        f'<div class="grid">{"".join(each)}</div>' for each in (pictures, lines) if each
+    )
+    listed = _layer_table(entries, has_times=bool(report.layer_times))
+    whole = (
+        listed if len(entries) <= OPEN_ROWS else _folded(f"all {len(entries)} layers", listed)
+    )
+    return f"<h2>Layers</h2>{grids}{whole}"
+
+
+KEY = '<span class="key">before</span><span class="key after">after</span>'
+
+
+def _of(kind: str, shown: int, total: int, what: str) -> str:
+    return f"the {shown} {kind} of {total} {what}" if shown < total else f"all {total} {what}"
+
+
+def _listed(rows: Sequence[Bar]) -> str:
+    return "; ".join(f"{row.name}: {row.text}" for row in rows)
+
+
+def _elements(entry: Entry) -> int:
+    size = 1
+    for each in () if entry.layer is None else entry.layer.shape_before:
+        size *= each
+    return size
+
+
+def _time_bar(entry: Entry) -> Bar:
+    from deploykit.report import plots
+
+    before, after = _time_figures(entry)
+    words = ["-" if each.value is None else time_text(each.value) for each in (before, after)]
+    text = words[0] if words[0] == words[1] else " → ".join(words)
+    return plots.Bar(
+        entry.name, text, before.value, after.value, (before, after), (before,), (after,)
+    )
+
+
+def _channel_bar(entry: Entry) -> Bar:
+    from deploykit.report import plots
+
+    count = Count(None, None) if entry.layer is None else entry.layer.outputs
+    before, after = _both(f"layers.{entry.layer_index}.outputs", count)
+    return plots.Bar(
+        entry.name,
+        _arrow(count.before, count.after),
+        count.before,
+        count.after,
+        (before, after),
+        (before,),
+        (after,),
+    )
+
+
+def _time_figures(entry: Entry) -> tuple[Shown, Shown]:
+    place = f"layer_times.{entry.time_index}"
+    row = entry.time
+    return (
+        Shown(f"{place}.before_s", None if row is None else row.before_s),
+        Shown(f"{place}.after_s", None if row is None else row.after_s),
+    )
+
+
+def _layer_table(entries: Sequence[Entry], *, has_times: bool) -> str:
+    columns = [
+        Column("layer"),
+        Column("op"),
+        *([Column("time before", True), Column("time after", True)] if has_times else []),
+        Column("kept"),
+        Column("outputs", is_number=True),
+        Column("inputs", is_number=True),
+        Column("zeros", is_number=True),
+        Column("dead outputs", is_number=True),
+    ]
+    rows = []
+    for entry in entries:
+        row = [_name(entry), cell(entry.op_type)]
+        if has_times:
+            row += [
+                Cell("") if entry.time is None or shown.value is None
+                else cell(time_text(shown.value), shown)
+                for shown in _time_figures(entry)
+            ]  # fmt: skip
+        rows.append([*row, *_weight_cells(entry)])
+    return table(columns, rows, kind="sortable layers")
+
+
+def _name(entry: Entry) -> Cell:
+    weight = (
+        "" if entry.layer is None or entry.layer.weight == entry.name else entry.layer.weight
+    )
+    return _noted(entry.name, weight)
+
+
+def _weight_cells(entry: Entry) -> list[Cell]:
+    layer, place = entry.layer, f"layers.{entry.layer_index}"
+    if layer is None:
+        return [Cell("")] * 5
+    share = min(1.0, layer.outputs.ratio or 0.0)
+    outputs, inputs = (
+        _both(f"{place}.outputs", layer.outputs),
+        _both(f"{place}.inputs", layer.inputs),
+    )
+    return [
+        Cell(f'<span class="bar"><i style="width: {100 * share:.1f}%"></i></span>'),
+        cell(_arrow(layer.outputs.before, layer.outputs.after), *outputs),
+        cell(_arrow(layer.inputs.before, layer.inputs.after), *inputs),
+        cell(f"{100 * layer.zeros:.0f} %", Shown(f"{place}.zeros", layer.zeros)),
+        cell(str(layer.zero_outputs), Shown(f"{place}.zero_outputs", layer.zero_outputs)),
+    ]
 
 
 def _skips(report: Report) -> str:
     groups = group_skips(report.skips)
     if not groups:
         return ""
-    rows = []
+    parts = []
     for group in groups:
         told = [
             escape(skip.subject if group.is_uniform else f"{skip.subject}: {skip.reason}")
@@ -223,70 +665,145 @@ def _skips(report: Report) -> str:
         if rest:
             lines = "".join(f"<div>{line}</div>" for line in rest)
             shown += f"<details><summary>and {len(rest)} more</summary>{lines}</details>"
-        rows.append(
-            [_cell(group.reason), f'<td class="name">{shown}</td>', _cell(group.advice)]
+        parts.append(
+            f'<div class="skip"><h3>{escape(group.reason)}</h3>'
+            + (f"<p>{escape(group.advice)}</p>" if group.advice else "")
+            + f'<div class="subjects">{shown}</div></div>'
         )
-    return "<h2>Left alone, and why</h2>" + _table(["why", "what", "what to do"], rows)
+    return "<h2>Left alone, why, and what to do</h2>" + "".join(parts)
+
+
+def _candidates(report: Report) -> str:
+    if not report.candidates:
+        return ""
+    rows = [_candidate(index, row) for index, row in enumerate(report.candidates)]
+    columns = [
+        Column("form"),
+        Column("time / original", is_number=True),
+        Column("parameters", is_number=True),
+    ]
+    reason = escape(report.reason.rstrip("."))
+    return f'<h2>The choice</h2><p class="sentence">{reason}.</p>' + table(
+        columns, rows, classes=["chosen" if row.chosen else "" for row in report.candidates]
+    )
+
+
+def _candidate(index: int, row: Candidate) -> list[Cell]:
+    place = f"candidates.{index}"
+    ratio, interval = ratio_text(row)
+    figures = [] if row.ratio is None else [Shown(f"{place}.ratio", row.ratio)]
+    if row.ci95 is not None:
+        figures += _interval(f"{place}.ci95", row.ci95)
+    parameters = [
+        Shown(f"{place}.parameters", each) for each in (row.parameters,) if each is not None
+    ]
+    return [
+        _noted(row.name, "chosen" if row.chosen else row.note),
+        Cell(_below(ratio, interval), tuple(figures)),
+        cell("".join(f"{each.value:,}" for each in parameters), *parameters),
+    ]
+
+
+def _noted(name: str, note: str) -> Cell:
+    return Cell(_below(name, note), kind="name")
+
+
+def _breakable(name: str) -> str:
+    """A name, escaped, that may be broken after its separators."""
+    return "<wbr>".join(escape(part) for part in SEPARATOR.split(name))
+
+
+def _below(text: str, note: str) -> str:
+    """A text with a note under it."""
+    return _breakable(text) + (
+        f'<br><span class="soft">{_breakable(note)}</span>' if note else ""
+    )
 
 
 def _passes(report: Report) -> str:
     rows = []
-    for record in report.passes:
+    for at, record in enumerate(report.passes):
         options = ", ".join(f"{name}={value}" for name, value in record.options.items())
         changes = "".join(
-            f"<div>{escape(change.subject)}: {escape(change.what)} {change.before} → {change.after}</div>"
-            for change in record.changes
+            f"<div>{escape(change.subject)}: {escape(change.what)} "
+            + span(
+                f"{change.before} → {change.after}",
+                Shown(f"passes.{at}.changes.{index}.before", change.before),
+                Shown(f"passes.{at}.changes.{index}.after", change.after),
+            )
+            + "</div>"
+            for index, change in enumerate(record.changes)
         )
         told = (
             f"<details><summary>{len(record.changes)} changes</summary>{changes}</details>"
             if changes
             else "no changes"
         )
-        kind = "exact" if record.exact else "lossy"
         rows.append(
             [
-                _cell(record.name),
-                _cell(kind),
-                _cell(options),
-                _number(f"{record.seconds:.2f} s"),
-                f'<td class="name">{told}</td>',
+                _noted(
+                    record.name,
+                    ", ".join(filter(None, ("exact" if record.exact else "lossy", options))),
+                ),
+                cell(f"{record.seconds:.2f} s", Shown(f"passes.{at}.seconds", record.seconds)),
+                Cell(told, kind="name"),
             ]
         )
-    return "<h2>Passes</h2>" + _table(["pass", "", "options", "#time", "changes"], rows)
+    columns = [
+        Column("pass"),
+        Column("time", is_number=True),
+        Column("changes"),
+    ]
+    return "<h2>Passes</h2>" + table(columns, rows) if rows else ""
 
 
 def _footer(report: Report) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in report.versions.items())
+    elapsed = span(f"{report.elapsed_s:.1f} s", Shown("elapsed_s", report.elapsed_s))
     return (
         f"<footer><code>{escape(report.command)}</code><br>sha256 of the source: {escape(report.source.sha256)}<br>"
-        f"target: {escape(report.target)}; {escape(versions)}; {report.elapsed_s:.1f} s</footer>"
+        f"target: {escape(report.target)}; {escape(versions)}; {elapsed}</footer>"
     )
 
 
-def _table(
-    headers: Sequence[str], rows: Iterable[Sequence[str]], classes: Sequence[str] | None = None
-) -> str:
-    """A table; a header that begins with # is that of a column of numbers."""
-    head = "".join(
-        f'<th class="number">{escape(header[1:])}</th>'
-        if header.startswith("#")
-        else f"<th>{escape(header)}</th>"
-        for header in headers
+def _picture(title: str, svg: str, caption: str = "") -> str:
+    head = f"<h3>{escape(title)}</h3>" if title else ""
+    return (
+        f"<figure>{head}{svg}"
+        + (f"<figcaption>{caption}</figcaption>" if caption else "")
+        + "</figure>"
     )
-    lines = list(rows)
-    kinds = classes or [""] * len(lines)
-    body = "".join(
-        f"<tr{kind}>{''.join(row)}</tr>\n" for kind, row in zip(kinds, lines, strict=True)
+
+
+def _folded(summary: str, inside: str, *figures: Shown) -> str:
+    return f"<details><summary>{span(summary, *figures)}</summary>{inside}</details>"
+
+
+def _latency(report: Report, key: str) -> tuple[Shown, ...]:
+    """A percentile of both models."""
+    profile = report.profile
+    if profile is None:
+        return ()
+    return (
+        Shown(f"profile.baseline.{key}", getattr(profile.baseline, key)),
+        Shown(f"profile.optimized.{key}", getattr(profile.optimized, key)),
     )
-    return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>\n{body}</tbody></table></div>'
 
 
-def _cell(text: str, kind: str = "") -> str:
-    return f'<td class="{kind}">{escape(text)}</td>' if kind else f"<td>{escape(text)}</td>"
+def _both(place: str, count: Count) -> tuple[Shown, Shown]:
+    return Shown(f"{place}.before", count.before), Shown(f"{place}.after", count.after)
 
 
-def _number(text: str) -> str:
-    return _cell(text, "number")
+def _interval(place: str, ends: Iterable[float]) -> tuple[Shown, ...]:
+    return tuple(Shown(f"{place}.{index}", end) for index, end in enumerate(ends))
+
+
+def _percent(ratio: float) -> str:
+    return f"{100 * ratio:.1f} %"
+
+
+def _plain(number: int | None) -> str:
+    return "?" if number is None else str(number)
 
 
 def _arrow(before: int | None, after: int | None) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import re
 from collections.abc import Mapping
 from importlib import resources
 from typing import Any, Literal, TypeAlias
@@ -21,13 +22,16 @@ __all__ = [
     "Interval",
     "LatencyRow",
     "Layer",
+    "LayerTimeRow",
     "OutputRow",
     "PassRecord",
     "Profile",
     "Report",
+    "Samples",
     "Size",
     "Skip",
     "SourceRecord",
+    "Staircase",
     "ValidationRecord",
     "Verdict",
     "schema",
@@ -35,7 +39,10 @@ __all__ = [
     "to_json",
 ]
 
-SCHEMA_VERSION = "1.0"
+SCHEMA_VERSION = "1.1"
+
+NUMBERS = re.compile(r"\[\n\s*([-+.0-9eE,\s]+?)\s*\]")
+"""An array of numbers as `json` indents it."""
 
 Verdict: TypeAlias = Literal["faster", "smaller", "unchanged", "differs", "planned"]
 
@@ -188,6 +195,21 @@ class LatencyRow:
 
 
 @dataclasses.dataclass(frozen=True)
+class Samples:
+    """All samples of one model, one number a round; models of one measurement share their rounds.
+
+    Attributes:
+        wall_s: elapsed seconds, to the nanosecond.
+        cpu_s: processor seconds of the thread (of the process, with several threads).
+        rebuild: which build of the sessions a round belongs to.
+    """
+
+    wall_s: tuple[float, ...]
+    cpu_s: tuple[float, ...]
+    rebuild: tuple[int, ...]
+
+
+@dataclasses.dataclass(frozen=True)
 class Profile:
     """The written model timed against the original.
 
@@ -200,6 +222,7 @@ class Profile:
         threads: threads of the sessions.
         runtime: what ran the models.
         device: what it ran on.
+        samples: what all of this rests on, for "baseline" and "optimized".
     """
 
     baseline: LatencyRow
@@ -210,6 +233,63 @@ class Profile:
     threads: int | None
     runtime: str
     device: Mapping[str, object]
+    samples: Mapping[str, Samples] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
+class LayerTimeRow:
+    """Time of one node of the user's model; None where that model does not have it.
+
+    Attributes:
+        name: of the node.
+        op_type: its operator.
+        before_s: seconds in the original.
+        after_s: seconds in the written model.
+    """
+
+    name: str
+    op_type: str
+    before_s: float | None
+    after_s: float | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Staircase:
+    """Time of one layer against its number of channels, on the device; all counts were timed in turns.
+
+    Attributes:
+        layer: the node.
+        weight: its weight.
+        op_type: its operator.
+        axis: which channels were swept.
+        description: what was built and timed at each count.
+        counts: the channel counts, ascending.
+        seconds: median time at each count.
+        lo_s: lower ends of the 95 % intervals of these medians.
+        hi_s: upper ends.
+        before: the count in the original.
+        as_is: the count that removal leaves before anything is padded.
+        after: the count in the written model.
+        multiples: channel multiples that the target likes.
+        clock: "cpu" or "wall".
+        rounds: how many times each count was timed.
+    """
+
+    layer: str
+    weight: str
+    op_type: str
+    axis: str
+    description: str
+    counts: tuple[int, ...]
+    seconds: tuple[float, ...]
+    lo_s: tuple[float, ...]
+    hi_s: tuple[float, ...]
+    before: int
+    as_is: int
+    after: int
+    multiples: tuple[int, ...]
+    clock: str
+    rounds: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -276,6 +356,8 @@ class Report:
         candidates: all forms that were tried.
         profile: the final measurement; None if nothing was measured.
         layers: each weight of the original.
+        layer_times: time of each node; empty if nothing was measured.
+        staircases: time against channel count of the layers that take longest; empty if nothing was measured.
         verdict: what came of it; "planned" for a dry run or an inspection.
         reason: why that, in a sentence.
         groups: layers that share their channels; of an inspection only.
@@ -299,6 +381,8 @@ class Report:
     groups: tuple[Group, ...] = ()
     warnings: tuple[str, ...] = ()
     elapsed_s: float = 0.0
+    layer_times: tuple[LayerTimeRow, ...] = ()
+    staircases: tuple[Staircase, ...] = ()
     schema_version: str = SCHEMA_VERSION
 
     @property
@@ -320,8 +404,10 @@ def to_document(report: Report) -> dict[str, Any]:
 
 
 def to_json(report: Report) -> str:
-    """The report as a JSON document, ending in a newline."""
-    return json.dumps(to_document(report), indent=1, allow_nan=False, ensure_ascii=False) + "\n"
+    """The report as a JSON document, ending in a newline; an array of numbers is one line."""
+    text = json.dumps(to_document(report), indent=1, allow_nan=False, ensure_ascii=False)
+    # Line breaks inside of strings are escaped, so that what this finds are arrays.
+    return NUMBERS.sub(lambda found: "[" + " ".join(found[1].split()) + "]", text) + "\n"
 
 
 def schema() -> dict[str, Any]:

@@ -21,6 +21,7 @@ __all__ = [
     "reference_text",
     "shown_warnings",
     "size_rows",
+    "time_text",
     "verdict_sentence",
 ]
 
@@ -218,6 +219,17 @@ def bytes_text(number: int | None) -> str:
 def latency_text(seconds: float) -> str:
     """Seconds in milliseconds."""
     return f"{seconds * 1e3:.3g} ms"
+
+
+def time_text(seconds: float) -> str:
+    """Seconds with three digits, in the unit that leaves one to three of them before the point."""
+    for scale, unit in ((1.0, "s"), (1e-3, "ms"), (1e-6, "µs")):
+        value = seconds / scale
+        # What rounds to a thousand of a unit is one of the next.
+        if value >= 0.9995 or unit == "µs":
+            places = 2 if value < 9.995 else 1 if value < 99.95 else 0
+            break
+    return f"{value:.{places}f} {unit}"
 
 
 def change_text(count: Count) -> str:

@@ -16,7 +16,7 @@ from deploykit.report.records import schema
 from tests.deploykit import fakes
 from tests.deploykit.conftest import make_network
 
-HEAVY = ("numpy", "onnx", "onnx_ir", "onnxruntime", "rich", "scipy", "torch")
+HEAVY = ("matplotlib", "numpy", "onnx", "onnx_ir", "onnxruntime", "rich", "scipy", "torch")
 
 
 def run_python(*arguments):

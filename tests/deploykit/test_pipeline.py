@@ -13,8 +13,10 @@ import pytest
 import passes
 from deploykit import output_folder, pipeline
 from deploykit.choice import ORIGINAL
+from deploykit.errors import ModelError
 from deploykit.profile import Measurement, Settings, Timings, paired_ratio, summarize
-from deploykit.report.records import schema
+from deploykit.profile.layer_times import LayerProfile, LayerTime
+from deploykit.report.records import Staircase, schema
 from tests.deploykit import fakes
 from tests.deploykit.conftest import make_network
 
@@ -57,7 +59,34 @@ def measured(monkeypatch):
         )
 
     monkeypatch.setattr(pipeline, "measure", measure)
+    monkeypatch.setattr(pipeline.closeups, "profile_layers", profile_layers)
+    monkeypatch.setattr(pipeline.closeups, "sweep", sweep)
     return costs, calls
+
+
+def profile_layers(path, feeds, *, threads, duration_s):
+    """Every node takes as many microseconds as its output has elements."""
+    model = onnx.shape_inference.infer_shapes(onnx.load(path))
+    sizes = {value.name: value.type.tensor_type.shape.dim[-1].dim_value
+             for value in (*model.graph.value_info, *model.graph.output)}  # fmt: skip
+    layers = tuple(
+        LayerTime(node.name, node.op_type, 1e-6 * sizes[node.output[0]], ())
+        for node in model.graph.node
+    )
+    return LayerProfile(layers, 1.0, 1.0, 0.0)
+
+
+def sweep(place, as_is, folder, *, multiples, threads, budget_s, progress):
+    assert list(folder.iterdir()) == []
+    progress(0.5)
+    if place.layer.weight == "w2":
+        raise ModelError("it does not run alone")
+    counts = tuple(sorted({place.before, as_is, place.after, 1}))
+    seconds = tuple(1e-6 * count for count in counts)
+    return Staircase(
+        place.layer.node, place.layer.weight, "Gemm", "output channels", "Gemm of 1 x 256", counts, seconds,
+        seconds, seconds, place.before, as_is, place.after, tuple(multiples), "cpu", 9,
+    )  # fmt: skip
 
 
 @pytest.fixture
@@ -117,6 +146,40 @@ def test_dead_rows_go_and_everything_is_reported(run, network, tmp_path, built_i
     assert same_function(network, out / "model.onnx")
     assert network.read_bytes() == before
     assert list(tmp_path.glob(".out*")) == [], "nothing is left beside the result"
+
+
+def test_layers_are_looked_at_on_the_device(run, network, tmp_path, built_in, measured):
+    measured[0]["as is"] = 0.5
+    document = optimize(run, network, tmp_path / "out")
+    assert document["layer_times"][0] == {
+        "name": "hidden", "op_type": "Gemm", "before_s": 64e-6, "after_s": 32e-6,
+    }  # fmt: skip
+    (stairs,) = document["staircases"]
+    assert (stairs["layer"], stairs["before"], stairs["as_is"], stairs["after"]) == (
+        "hidden",
+        64,
+        32,
+        32,
+    )
+    samples = document["profile"]["samples"]
+    assert np.percentile(samples["optimized"]["cpu_s"], 90) == pytest.approx(
+        document["profile"]["optimized"]["p90_s"], abs=2e-9
+    )
+    assert samples["baseline"]["rebuild"] == [0] * 10 + [1] * 10 + [2] * 10
+    shown = (tmp_path / "out" / "report.html").read_text()
+    assert "The staircase of this device" in shown
+    assert f'data-value="{stairs["seconds"][-1]}"' in shown
+
+
+def test_a_layer_that_cannot_be_timed_alone_costs_a_picture_only(
+    run, tmp_path, built_in, measured
+):
+    path = tmp_path / "dense.onnx"
+    onnx.save(make_network(dead=0, classes=16), path)
+    measured[0]["as is"] = 1.0
+    document = optimize(run, path, tmp_path / "out")
+    assert [each["weight"] for each in document["staircases"]] == ["w1"]
+    assert "no staircase of 'w2': it does not run alone" in document["warnings"]
 
 
 def test_a_slower_removal_leaves_the_original_to_the_byte(

@@ -59,6 +59,10 @@ def make_report(**changes):
             1,
             "onnxruntime 1",
             {"cpu": "chip"},
+            {
+                "baseline": r.Samples((0.004, 0.005), (0.0041, 0.005), (0, 1)),
+                "optimized": r.Samples((0.002, 0.0025), (0.0021, 0.0025), (0, 1)),
+            },
         ),
         layers=(
             r.Layer(
@@ -91,6 +95,29 @@ def make_report(**changes):
         verdict="faster",
         reason="it was measured",
         warnings=(NASTY,),
+        layer_times=(
+            r.LayerTimeRow("conv", "Conv", 0.002, 0.0005),
+            r.LayerTimeRow(NASTY, "Relu", 0.0003, None),
+        ),
+        staircases=(
+            r.Staircase(
+                layer=NASTY,
+                weight="w",
+                op_type="Conv",
+                axis="output channels",
+                description="3x3 Conv",
+                counts=(40, 47, 48, 49, 64),
+                seconds=(0.0004, 0.0007, 0.0005, 0.0008, 0.0009),
+                lo_s=(0.0004, 0.0006, 0.0005, 0.0008, 0.0009),
+                hi_s=(0.0005, 0.0007, 0.0006, 0.0008, 0.001),
+                before=64,
+                as_is=47,
+                after=48,
+                multiples=(4, 8),
+                clock="cpu",
+                rounds=30,
+            ),
+        ),
     )
     return dataclasses.replace(report, **changes)
 
@@ -103,6 +130,8 @@ VARIANTS = {
         "candidates": (),
         "profile": None,
         "model": None,
+        "layer_times": (),
+        "staircases": (),
     },
     "differs": {"verdict": "differs", "profile": None, "model": None},
     "unchanged": {"verdict": "unchanged", "layers": (), "passes": ()},
@@ -117,12 +146,21 @@ def test_every_report_obeys_its_schema(changes):
     jsonschema.Draft202012Validator.check_schema(r.schema())
 
 
-def test_the_schema_notices_what_is_missing():
+def test_the_schema_notices_what_is_missing_and_knows_every_key():
     document = r.to_document(make_report())
-    for key in list(document):
+    assert set(document) == set(r.schema()["properties"])
+    # What version 1.0 did not have is not required, so that its documents still obey.
+    assert set(document) - set(r.schema()["required"]) == {"layer_times", "staircases"}
+    for key in r.schema()["required"]:
         broken = {name: value for name, value in document.items() if name != key}
         with pytest.raises(jsonschema.ValidationError):
             jsonschema.validate(broken, r.schema())
+
+
+def test_an_array_of_numbers_is_one_line():
+    text_ = r.to_json(make_report())
+    assert '"counts": [40, 47, 48, 49, 64],' in text_
+    assert json.loads(text_) == json.loads(json.dumps(r.to_document(make_report())))
 
 
 def test_numbers_that_json_lacks_become_null():
@@ -138,7 +176,7 @@ def test_numbers_that_json_lacks_become_null():
 class Balanced(html.parser.HTMLParser):
     """Checks that tags are closed in order, and collects which there are."""
 
-    VOID = ("meta", "br")
+    VOID = ("meta", "br", "wbr")
 
     def __init__(self):
         super().__init__()
@@ -169,7 +207,7 @@ def test_the_page_is_whole_and_shows_names_as_they_are(changes):
     parsed.feed(page.render(report))
     parsed.close()
     assert parsed.open == []
-    assert not parsed.seen & {"script", "link", "img", "iframe"}
+    assert not parsed.seen & {"link", "img", "iframe", "object", "form"}
     shown = "".join(parsed.words)
     assert f"{NASTY}.onnx" in shown
     assert wording.verdict_sentence(report) in shown
@@ -204,6 +242,7 @@ def test_reasons_that_differ_in_names_only_are_one_group():
     record = r.PassRecord("p", True, True, {}, 0.0, (), tuple(skips))
     shown = page.render(make_report(passes=(record,)))
     assert "b: it carries 14 channels into &#x27;z&#x27;" in shown
+    assert "dequantize it" in shown
 
 
 def test_figures_are_put_as_people_read_them():

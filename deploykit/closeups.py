@@ -1,0 +1,132 @@
+"""What only the device can tell of single layers: how long each takes before and after, and its staircase.
+
+Nothing is decided here. A layer that cannot be timed by itself costs the user a picture and no more: it is said in a
+warning.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import numpy as np
+
+from deploykit.errors import DeploykitError
+from deploykit.profile.layer_times import profile_layers
+from deploykit.profile.staircase import find_places, sweep
+from deploykit.report.records import Layer, LayerTimeRow, Staircase
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import onnx_ir as ir
+
+__all__ = ["Closeups", "look"]
+
+Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
+
+PROFILE_S = 1.0
+SWEEP_S = 2.0
+"""Most seconds for the times of a model's layers, and for one staircase."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Closeups:
+    """What was found.
+
+    Attributes:
+        layer_times: time of each node, before and after.
+        staircases: time against channel count, of up to three layers.
+        warnings: what could not be timed, and why.
+    """
+
+    layer_times: tuple[LayerTimeRow, ...] = ()
+    staircases: tuple[Staircase, ...] = ()
+    warnings: tuple[str, ...] = ()
+
+
+def look(
+    before: Path,
+    after: Path,
+    feeds: Mapping[str, Array],
+    *,
+    model: ir.Model,
+    layers: Sequence[Layer],
+    as_is: Mapping[str, int],
+    folder: Path,
+    multiples: Sequence[int],
+    threads: int | None,
+    duration_s: float,
+    progress: Callable[[str, float | None], None],
+) -> Closeups:
+    """Time the layers of both models, and sweep the channels of the slowest.
+
+    Args:
+        before: file of the original.
+        after: file of the written model; the same one if nothing changed.
+        feeds: an array for each input, by name.
+        model: the written model.
+        layers: each weight of the original and what became of it.
+        as_is: output channels that removal alone leaves, by weight.
+        folder: where the models of single layers may be written.
+        multiples: channel multiples that the target likes.
+        threads: threads of the sessions; None leaves the number to the runtime.
+        duration_s: what the user is willing to wait for each model.
+        progress: told what is going on.
+    """
+    warnings: list[str] = []
+    times: tuple[LayerTimeRow, ...] = ()
+    progress("timing the layers", None)
+    try:
+        times = _layer_times(before, after, feeds, threads, min(PROFILE_S, duration_s))
+    except DeploykitError as error:
+        warnings.append(f"no times of layers: {error}")
+    seconds = {row.name: row.before_s for row in times if row.before_s is not None}
+    shapes = {name: array.shape for name, array in feeds.items()}
+    staircases = []
+    for number, place in enumerate(find_places(layers, model, shapes, seconds=seconds or None)):
+        stage = f"trying channel counts of '{place.layer.node or place.layer.weight}'"
+        progress(stage, 0.0)
+        own = folder / f"staircase{number}"
+        own.mkdir()
+        try:
+            found = sweep(
+                place,
+                as_is.get(place.layer.weight, place.after),
+                own,
+                multiples=multiples,
+                threads=threads,
+                budget_s=min(SWEEP_S, duration_s),
+                progress=lambda done, stage=stage: progress(stage, done),  # type: ignore[misc]  # a default binds it
+            )
+        except DeploykitError as error:
+            warnings.append(f"no staircase of '{place.layer.weight}': {error}")
+        else:
+            staircases.append(found)
+    return Closeups(times, tuple(staircases), tuple(warnings))
+
+
+def _layer_times(
+    before: Path,
+    after: Path,
+    feeds: Mapping[str, Array],
+    threads: int | None,
+    duration_s: float,
+) -> tuple[LayerTimeRow, ...]:
+    """Times of the nodes of both models side by side, in the order of the original, then what was added."""
+    first = profile_layers(before, feeds, threads=threads, duration_s=duration_s)
+    second = first
+    if after != before:
+        second = profile_layers(after, feeds, threads=threads, duration_s=duration_s)
+    old = {layer.name: layer for layer in first.layers}
+    new = {layer.name: layer for layer in second.layers}
+    return tuple(
+        LayerTimeRow(
+            name,
+            (old.get(name) or new[name]).op_type,
+            old[name].seconds if name in old else None,
+            new[name].seconds if name in new else None,
+        )
+        for name in dict.fromkeys((*old, *new))
+    )
