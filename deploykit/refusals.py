@@ -33,9 +33,6 @@ __all__ = [
 ONE_FILE_BYTES = 2**31 - 1
 """What protobuf puts into one file at most."""
 
-WHOLE_READ_BYTES = 2**20
-"""Weights up to this size are held against their shape: to ask protobuf for the length of larger ones copies them."""
-
 WHOLE = "Was the file copied whole?"
 CHECKPOINT = "export it with torch.onnx.export first"
 NO_MODEL = "was it picked by mistake?"
@@ -112,6 +109,9 @@ def parse(path: Path) -> onnx.ModelProto:
             f"'{path}' is not an ONNX model: it has no graph, no IR version or no operator set. "
             "Was it copied whole?"
         )
+        raise UnsupportedModel(msg)
+    if not proto.graph.output:
+        msg = f"'{path}' has no outputs, so there is nothing that it computes. Export it again."
         raise UnsupportedModel(msg)
     return proto
 
@@ -391,9 +391,8 @@ def _data_size(path: Path, location: str, what: str) -> int:
 def _refuse_content(tensor: onnx.TensorProto, words: str, expected: int) -> None:
     """Refuse data in the model that is not as long as its shape says."""
     if tensor.HasField("raw_data"):
-        held = len(tensor.raw_data) if expected <= WHOLE_READ_BYTES else expected
-        if held != expected:
-            msg = f"{words}, and holds {held}. {WHOLE}"
+        if len(tensor.raw_data) != expected:
+            msg = f"{words}, and holds {len(tensor.raw_data)}. {WHOLE}"
             raise UnsupportedModel(msg)
     elif tensor.data_type in FIELDS:
         field, each = FIELDS[tensor.data_type]

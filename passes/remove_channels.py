@@ -8,7 +8,8 @@ Refuses, with a Skip each:
 1. channels that reach a graph output, a subgraph or an op without a rule: the interface would change, or a guess be made;
 2. channels that are tied to others that are in use, or surplus in their group: tensors must stay regular;
 3. the last channel of a tensor: a tensor cannot be empty;
-4. constants that nothing can carry: patterns over space at sizes that are not static, quantized weights.
+4. constants that nothing can carry: patterns over space at sizes that are not static, quantized weights;
+5. all channels of a model with NaN in a weight, or an infinity that is multiplied: no zero cancels them.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from typing import TYPE_CHECKING, ClassVar
 import numpy as np
 
 from passes import surgery, weights
+from passes.analysis.blemishes import find_blemish
 from passes.analysis.channels import check_names, find_channels
 from passes.base import Change, Option, Pass, PassReport
 from passes.errors import CouplingConflict, PlanMismatch
@@ -162,6 +164,14 @@ class RemoveChannels(Pass):
             PlanMismatch: the plan lists a channel that cannot go.
         """
         masked = self.apply_masks(model)
+        blemish = find_blemish(model)
+        if blemish is not None:
+            if self.plan:
+                msg = f"the plan drops channels, and none can go: {blemish.reason}. {blemish.advice}."
+                raise PlanMismatch(msg)
+            return PassReport(
+                self.name, self.exact, modified=masked, skips=(blemish,), plan=ChannelPlan()
+            )
         if self.plan is not None:
             self.check_plan(model, self.plan)
         done = Rounds(None if self.plan is None else self.plan.dropped)

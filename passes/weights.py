@@ -85,19 +85,25 @@ def constant(value: ir.Value | None) -> Array | None:
 def is_finite(array: Array) -> bool:
     """Whether no element is NaN or infinite; true of types that have neither."""
     flat = array.reshape(-1)
+    slices = [
+        flat[start : start + ELEMENTS_AT_ONCE]
+        for start in range(0, flat.size, ELEMENTS_AT_ONCE)
+    ]
     exponent = EXPONENTS.get(array.dtype.name)
     if exponent is not None:
         # Types of 16 bits are looked at as bits, which is ten times as fast.
-        bits = flat.view(np.uint16)
         return all(
-            bool(((bits[start : start + ELEMENTS_AT_ONCE] & exponent) != exponent).all())
-            for start in range(0, flat.size, ELEMENTS_AT_ONCE)
+            bool(((part.view(np.uint16) & exponent) != exponent).all()) for part in slices
         )
+    if array.dtype.kind == "f":
+        # A sum of squares is finite only where all is, and takes a third of the time.
+        with np.errstate(all="ignore"):
+            return all(
+                bool(np.isfinite(np.dot(part, part)) or np.isfinite(part).all())
+                for part in slices
+            )
     try:
-        return all(
-            bool(np.isfinite(flat[start : start + ELEMENTS_AT_ONCE]).all())
-            for start in range(0, flat.size, ELEMENTS_AT_ONCE)
-        )
+        return bool(np.isfinite(flat).all())
     except TypeError:
         return True
 

@@ -506,7 +506,13 @@ def try_case(
             shutil.rmtree(out.with_name(".out.deploykit"), ignore_errors=True)
         report = out / "report.json"
         if report.exists():
-            verdict = json.loads(report.read_text(encoding="utf-8"))["verdict"]
+            document = json.loads(report.read_text(encoding="utf-8"))
+            verdict = document["verdict"]
+            if verdict == "differs" and any(
+                "returns NaN" in each for each in document["warnings"]
+            ):
+                # What zeros meet inside of such a model is no number either, and no zero cancels it.
+                verdict = "is not finite"
             outcome = dataclasses.replace(outcome, verdict=verdict)
         counts[f"{command[0]}: exit code {outcome.code} {outcome.verdict}".strip()] += 1
         wrong = problem(outcome)

@@ -14,12 +14,13 @@ __all__ = ["show"]
 
 def show(report: Report, *, as_json: bool, all_layers: bool) -> None:
     """Print a report, as JSON or as tables."""
+    from deploykit.cli.printable import printable, printable_json
+
     if as_json:
         from deploykit.report.records import to_json
 
-        click.echo(to_json(report), nl=False)
+        click.echo(printable_json(to_json(report)), nl=False)
         return
-    from deploykit.cli.printable import printable
     from deploykit.report.text import print_report
 
     print_report(printable(report), all_layers=all_layers)

@@ -8,7 +8,7 @@ import re
 from collections.abc import Mapping
 from typing import Any, TypeVar, cast
 
-__all__ = ["PlainFormatter", "printable", "printable_text"]
+__all__ = ["PlainFormatter", "printable", "printable_json", "printable_text"]
 
 Value = TypeVar("Value")
 
@@ -22,6 +22,13 @@ UNPRINTABLE = re.compile(
 def printable_text(text: str) -> str:
     r"""The text with control codes spelled out: a newline is `\n`, an escape `\x1b`."""
     return UNPRINTABLE.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+
+
+def printable_json(text: str) -> str:
+    r"""A JSON document with control codes as JSON spells them, which changes nothing in it: an escape is `\u001b`."""
+    return UNPRINTABLE.sub(
+        lambda found: found[0] if found[0] == "\n" else f"\\u{ord(found[0]):04x}", text
+    )
 
 
 def printable(value: Value) -> Value:

@@ -145,6 +145,7 @@ def show_result(
     result: ProfileReport | Comparison, *, as_json: bool, out: Path | None, all_layers: bool
 ) -> None:
     """Print a result, as JSON or as tables, and write its JSON to a file if there is one to write."""
+    from deploykit.cli.printable import printable, printable_json
     from deploykit.report.profile_records import to_json
 
     if out is not None:
@@ -159,9 +160,8 @@ def show_result(
             raise UsageError(msg) from error
         click.echo(f"result: {out}", err=True)
     if as_json:
-        click.echo(to_json(result), nl=False)
+        click.echo(printable_json(to_json(result)), nl=False)
         return
-    from deploykit.cli.printable import printable
     from deploykit.report.profile_text import print_result
 
     print_result(printable(result), all_layers=all_layers)

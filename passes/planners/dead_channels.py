@@ -13,12 +13,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from passes import weights
 from passes.analysis import operands
 from passes.analysis.axis_rules.contraction import Weighted
 from passes.analysis.axis_rules.convolution import CONVOLUTIONS, is_depthwise
 from passes.analysis.axis_rules.row import attribute_int, data, input_at
-from passes.analysis.edits import Select
 from passes.analysis.tags import Conflict, Pin
 from passes.analysis.walk import Replay, label
 from passes.base import Change, Skip
@@ -26,7 +24,6 @@ from passes.planners import listing
 from passes.planners.carrying import Carry, Carrying, carrier_pin
 from passes.planners.ties import Settlement, Ties
 from passes.plans import ChannelPlan
-from passes.surgery import take
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -94,7 +91,6 @@ def plan_removal(
         drop[0] = False
         try:
             replay = channels.replay(drop)
-            hold_blemishes(replay)
             break
         except Conflict as conflict:
             classes = np.unique(channels.roots[conflict.tags])
@@ -127,32 +123,6 @@ def plan_removal(
         or any(len(data(merge.node, merge.index).uses()) > 1 for merge in merges),
         reasons,
     )
-
-
-def hold_blemishes(replay: Replay) -> None:
-    """Refuse to cut NaN and infinity out of a weight: nothing cancels them, zero times either is NaN.
-
-    Raises:
-        Conflict: a weight would lose one.
-    """
-    for edit in replay.edits:
-        if not isinstance(edit, Select):
-            continue
-        value = edit.node.inputs[edit.index]
-        array = weights.constant(value)
-        if value is None or array is None or weights.is_finite(array):
-            continue
-        if (
-            np.isfinite(array).sum() - array.size
-            != np.isfinite(left := take(array, edit.picks)).sum() - left.size
-        ):
-            reason = f"its constant '{value.name}' holds NaN or infinity there, which no zero cancels"
-            raise replay.conflict(edit.node, np.zeros(0, dtype=np.int64), reason)
-
-
-def blemishes(array: Array) -> int:
-    """How many elements are NaN or infinite."""
-    return array.size - int(np.count_nonzero(np.isfinite(array)))
 
 
 @dataclasses.dataclass(frozen=True)
