@@ -1,0 +1,138 @@
+"""Kills runs at random moments, and lets two run at once: `python -m tests.deploykit.kill_runs KILLS RACES SEED FOLDER`.
+
+A program of its own, because it forks a process that has imported everything: a fork is killed while it works, and not
+while it imports. Prints a JSON document of what was seen, and what was wrong.
+"""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import hashlib
+import json
+import os
+import random
+import signal
+import sys
+import time
+from pathlib import Path
+
+import onnx
+
+from tests.deploykit.conftest import make_network
+
+FILES = ["model.onnx", "recipe.toml", "report.html", "report.json"]
+
+
+def start(arguments):
+    """Run a command in a fork; returns its process id."""
+    child = os.fork()
+    if child:
+        return child
+    code = 70
+    try:
+        quiet = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(quiet, 1)
+        os.dup2(quiet, 2)
+        from deploykit.cli import main
+
+        main(arguments)
+    except SystemExit as end:
+        code = int(end.code or 0)
+    finally:
+        os._exit(code)
+
+
+def sha256(path):
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def look(out, results):
+    """Which source a result folder is of; an exception if it is not one whole result of one of them."""
+    held = sorted(each.name for each in out.iterdir())
+    if held != FILES:
+        raise ValueError(f"the folder holds {held}")
+    report = json.loads((out / "report.json").read_text())
+    if not (out / "report.html").read_text().rstrip().endswith("</html>"):
+        raise ValueError("half a page")
+    name = results[sha256(out / "model.onnx")]
+    if report["source"]["sha256"] != name:
+        raise ValueError("model and report of different runs")
+    return name
+
+
+def kill(kills, dice, folder, sources, results, seen, wrong):
+    out = folder / "out"
+    command = ["optimize", "-o", str(out), "--no-profile", "--force"]
+    began = time.monotonic()
+    os.waitpid(start([*command, str(sources[0])]), 0)
+    whole = time.monotonic() - began
+    for number in range(kills):
+        before = look(out, results)
+        child = start([*command, str(sources[number % 2])])
+        # Over the whole run, and a third of them in its last part, where the result is put in place.
+        late = number % 3 == 0
+        time.sleep(dice.uniform(0.6 if late else 0.0, 1.1) * whole)
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(child, signal.SIGKILL)
+        code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        seen["killed" if code < 0 else "ended before"] += 1
+        try:
+            after = look(out, results)
+        except (OSError, ValueError, KeyError) as error:
+            wrong.append(f"kill {number}: {error!r}")
+            continue
+        seen["old result" if after == before else "new result"] += code < 0
+    code = os.waitstatus_to_exitcode(os.waitpid(start([*command, str(sources[0])]), 0)[1])
+    if code:
+        wrong.append(f"the run after the kills ended with {code}")
+
+
+def race(races, dice, folder, sources, results, seen, wrong):
+    for number in range(races):
+        out = folder / f"race{number}"
+        runs = []
+        for source in sources:
+            runs.append(start(["optimize", str(source), "-o", str(out), "--no-profile"]))
+            time.sleep(dice.uniform(0.0, 0.02))
+        codes = sorted(os.waitstatus_to_exitcode(os.waitpid(each, 0)[1]) for each in runs)
+        seen[f"race: exit codes {codes}"] += 1
+        try:
+            look(out, results)
+        except (OSError, ValueError, KeyError) as error:
+            wrong.append(f"race {number}: {error!r}")
+
+
+def main():
+    kills, races, seed = (int(each) for each in sys.argv[1:4])
+    folder = Path(sys.argv[4])
+    sources, results = [], {}
+    from deploykit.cli import main as command
+
+    for dead in (16, 32):
+        path = folder / "sources" / f"dead{dead}.onnx"
+        path.parent.mkdir(exist_ok=True)
+        onnx.save(make_network(dead=dead), path)
+        warm = folder / "sources" / f"warm{dead}"
+        with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):  # noqa: PTH123
+            command(
+                ["optimize", str(path), "-o", str(warm), "--no-profile", "-q"],
+                standalone_mode=False,
+            )
+        results[sha256(warm / "model.onnx")] = sha256(path)
+        sources.append(path)
+    dice = random.Random(seed)  # noqa: S311 - no secret
+    seen, wrong = collections.Counter(), []
+    kill(kills, dice, folder, sources, results, seen, wrong)
+    race(races, dice, folder, sources, results, seen, wrong)
+    left = sorted(each.name for each in folder.iterdir())
+    expected = ["out", *(f"race{number}" for number in range(races)), "sources"]
+    if left != sorted(expected):
+        wrong.append(f"left behind: {left}")
+    if [sha256(path) for path in sources] != list(results.values()):
+        wrong.append("a source was touched")
+    print(json.dumps({"seen": seen, "wrong": wrong}))  # noqa: T201 - a program
+
+
+if __name__ == "__main__":
+    main()
