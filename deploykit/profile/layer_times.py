@@ -159,15 +159,19 @@ class Chain:
             seconds.append(time.perf_counter() - began)
         self._profiled.run(None, self._feeds)
 
-    def cost_s(self) -> float:
-        """What the profiler adds to the time of a node, in seconds; ends the profile."""
-        durations = [
-            event["dur"]
-            for event in _end_profiling(self._profiled)
-            if event.get("cat") == "Node"
+    def cost_s(self, rounds: Ints) -> float:
+        """What the profiler adds to the time of a node, in seconds, over the given rounds; ends the profile."""
+        done = np.arange(len(self._plain_s))
+        rounds = np.intersect1d(rounds, done)
+        if not rounds.size:
+            rounds = done
+        # Each round is judged by itself first, so that a machine that changes its speed does so for both sides.
+        profiled_s = [
+            _middle_mean([event["dur"] for event in kernels]) * 1e-6
+            for _, kernels in _by_run(_end_profiling(self._profiled), set(rounds.tolist()))
         ]
-        plain_s = (_middle_mean(self._plain_s) - _middle_mean(self._short_s)) / CHAIN
-        return max(0.0, _middle_mean(durations) * 1e-6 - plain_s)
+        plain_s = np.subtract(self._plain_s, self._short_s)[rounds] / CHAIN
+        return max(0.0, _middle_mean(np.array(profiled_s) - plain_s))
 
 
 def profile_layers(
@@ -212,8 +216,8 @@ def profile_layers(
         except _failures(runtime) as error:
             msg = f"the layers of '{os.fspath(path)}' cannot be timed: {shorten(error)}"
             raise ModelError(msg) from error
-        costs = [chain.cost_s() for chain in chains]
-    kept = _cleanest(timings[1]) if threads == 1 else np.arange(timings[1].wall_s.size)
+        kept = _cleanest(timings[1]) if threads == 1 else np.arange(timings[1].wall_s.size)
+        costs = [chain.cost_s(kept) for chain in chains]
     numbers = [skipped + (1 + settle) * int(run) + settle for run in kept]
     waited_s = np.maximum(timings[1].wall_s - timings[1].cpu_s, 0.0)[kept]
     if threads != 1:
@@ -409,7 +413,13 @@ def _without_waits(times: Floats, waited_s: Floats) -> Floats:
     """
     beyond = np.maximum(times - np.quantile(times, SHORTEST, axis=1, keepdims=True), 0.0)
     total = beyond.sum(axis=0)
-    times = times - beyond * np.minimum(waited_s / np.maximum(total, 1e-12), 1.0)
+    # An interruption hits one kernel, and what is a little beyond the shortest is not waiting: the largest come first.
+    order = np.argsort(-beyond, axis=0)
+    largest = np.take_along_axis(beyond, order, axis=0)
+    before = np.cumsum(largest, axis=0) - largest
+    taken = np.zeros_like(times)
+    np.put_along_axis(taken, order, np.clip(waited_s - before, 0.0, largest), axis=0)
+    times = times - taken
     rest = np.maximum(waited_s - total, 0.0)
     left: Floats = times * np.maximum(1.0 - rest / np.maximum(times.sum(axis=0), 1e-12), 0.0)
     return left
