@@ -11,7 +11,7 @@ profiled. Three things stand between that profile and an honest figure:
   seen in `total_s` and `whole_s`.
 * *Other processes.* Kernels are timed on the wall clock. Runs in which the thread was kept waiting are left out; where
   hardly any was spared, what each run waited (its wall time less its processor time) is taken off its kernels: off those
-  first that took longer than they can, then off all in proportion, because a long kernel is interrupted every time.
+  first that took the longest beyond their shortest, then off the long ones in proportion, which are interrupted always.
 
 Of a kernel's times the middle half is averaged: the profile counts whole microseconds, and so would a median.
 """
@@ -55,6 +55,9 @@ PATIENCE = 3
 
 SETTLED_S = 0.005
 """A model that takes longer finds nothing of its own in the caches anyway: it need not run untimed before it is timed."""
+
+TURN_S = 0.001
+"""Other processes let one run for about that long, or longer, before they take its core."""
 
 SHORTEST = 0.1
 """Share of a kernel's times that may be shorter than it can be, by an accident of the clock."""
@@ -421,7 +424,11 @@ def _without_waits(times: Floats, waited_s: Floats) -> Floats:
     np.put_along_axis(taken, order, np.clip(waited_s - before, 0.0, largest), axis=0)
     times = times - taken
     rest = np.maximum(waited_s - total, 0.0)
-    left: Floats = times * np.maximum(1.0 - rest / np.maximum(times.sum(axis=0), 1e-12), 0.0)
+    # What is left hides in kernels that are interrupted every time, and those are long.
+    is_long = np.median(times, axis=1, keepdims=True) > TURN_S
+    shares = np.where(is_long | ~is_long.any(), times, 0.0)
+    shares /= np.maximum(shares.sum(axis=0), 1e-12)
+    left: Floats = np.maximum(times - shares * rest, 0.0)
     return left
 
 
