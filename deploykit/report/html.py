@@ -7,16 +7,28 @@ Everything that comes from a model is escaped: names of tensors are whatever an 
 from __future__ import annotations
 
 import base64
-import dataclasses
 import hashlib
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from html import escape
 from importlib import resources
 from typing import TYPE_CHECKING
 
-from deploykit.report.markup import Cell, Column, Shown, cell, span, table
-from deploykit.report.records import Candidate, Count, Layer, LayerTimeRow, Report, Staircase
+from deploykit.report import layer_sections
+from deploykit.report.markup import (
+    Cell,
+    Column,
+    Shown,
+    below,
+    both,
+    cell,
+    folded,
+    noted,
+    picture,
+    span,
+    table,
+)
+from deploykit.report.records import Candidate, Count, Report
 from deploykit.report.wording import (
     P99_SAMPLES,
     bytes_text,
@@ -28,7 +40,6 @@ from deploykit.report.wording import (
     ratio_text,
     reference_text,
     shown_warnings,
-    time_text,
     verdict_sentence,
 )
 
@@ -38,13 +49,9 @@ if TYPE_CHECKING:
 __all__ = ["render"]
 
 SUBJECTS_SHOWN = 4
-SLOWEST_SHOWN = 12
 CONTROL_CODE = re.compile(
     r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]"
 )
-SEPARATOR = re.compile(r"(?<=[/._:])(?=[^/._:])")
-OPEN_ROWS = 16
-"""A longer table is folded up: what it says is summed up by the pictures above it."""
 
 
 def render(report: Report) -> str:
@@ -66,8 +73,8 @@ def render(report: Report) -> str:
             *(f'<p class="warning">{escape(text)}</p>' for text in shown_warnings(report)),
             _side_by_side(_sizes(report), _validation(report)),
             _latencies(report),
-            _staircases(report),
-            _layers(report),
+            layer_sections.staircases(report),
+            layer_sections.layers(report),
             _skips(report),
             _side_by_side(_candidates(report), _passes(report)),
             _footer(report),
@@ -124,8 +131,8 @@ def _gain(report: Report) -> str:
                     f"{show(count.before)} → {show(count.after)}",
                     1.0,
                     count.ratio,
-                    _both(f"size.{place}", count),
-                    after_figures=_both(f"size.{place}", count),
+                    both(f"size.{place}", count),
+                    after_figures=both(f"size.{place}", count),
                     label=_percent(count.ratio),
                 )
             )
@@ -138,7 +145,7 @@ def _gain(report: Report) -> str:
         told += "; the mark at the end of the first bar is its 95 % interval, " + span(
             f"{_percent(lo)} to {_percent(hi)}", *_interval("profile.ratio.ci95", (lo, hi))
         )
-    first = _picture("What is left", plots.gains(rows, label), f"{told}.") if rows else ""
+    first = picture("What is left", plots.gains(rows, label), f"{told}.") if rows else ""
     measured = [
         (index, row) for index, row in enumerate(report.candidates) if row.ratio is not None
     ]
@@ -150,7 +157,7 @@ def _gain(report: Report) -> str:
         for figures in [(Shown(f"candidates.{index}.ratio", row.ratio),)]
     ]
     text = "; ".join(f"{row.name}: {' '.join(ratio_text(row))}" for _, row in measured)
-    second = _picture(
+    second = picture(
         "Forms that were measured",
         plots.intervals(drawn, text, [row.chosen for _, row in measured]),
         '<span class="key good">chosen</span> Left of the dashed line is faster than the original; the lines are 95 % intervals.',
@@ -248,9 +255,9 @@ def _validation(report: Report) -> str:
     columns = [
         Column("output"),
         Column("type"),
-        Column("error, of what it moves by", is_number=True),
+        Column("error", is_number=True),
         Column("allowed", is_number=True),
-        Column("error, absolute", is_number=True),
+        Column("absolute", is_number=True),
         Column(""),
     ]
     return (
@@ -259,7 +266,7 @@ def _validation(report: Report) -> str:
         f"what an output moves by (allowed: {figures[2]}), {figures[3]} absolute"
         + (f", in '{escape(found.worst_output)}'" if found.worst_output else "")
         + ".</p>"
-        + (_folded(f"each output ({len(rows)})", table(columns, rows)) if rows else "")
+        + (folded(f"each output ({len(rows)})", table(columns, rows)) if rows else "")
     )
 
 
@@ -326,7 +333,7 @@ def _latencies(report: Report) -> str:
         + (busy if profile.noisy else "")
         + few
     )
-    picture = ""
+    spread = ""
     samples = {
         word: getattr(found, f"{profile.clock}_s")
         for word, name in (("original", "baseline"), ("optimized", "optimized"))
@@ -347,307 +354,12 @@ def _latencies(report: Report) -> str:
             if beyond
             else ""
         )
-        picture = _picture("", svg, told)
+        spread = picture("", svg, told)
     return (
         '<h2>Latency</h2><div class="grid">'
-        + picture
+        + spread
         + f'<div>{table(columns, rows)}<p class="soft">{how}</p></div></div>'
     )
-
-
-def _staircases(report: Report) -> str:
-    if not report.staircases:
-        return ""
-    from deploykit.report import plots
-
-    parts = []
-    for index, stair in enumerate(report.staircases):
-        place = f"staircases.{index}"
-        label = f"Time of {stair.layer} against {stair.axis}: " + ", ".join(
-            f"{count}: {time_text(seconds)}"
-            for count, seconds in zip(stair.counts, stair.seconds, strict=True)
-        )
-        rows = [
-            [
-                cell(_marked(stair, count), Shown(f"{place}.counts.{at}", count)),
-                cell(
-                    time_text(stair.seconds[at]),
-                    Shown(f"{place}.seconds.{at}", stair.seconds[at]),
-                ),
-                cell(
-                    f"{time_text(stair.lo_s[at])} to {time_text(stair.hi_s[at])}",
-                    Shown(f"{place}.lo_s.{at}", stair.lo_s[at]),
-                    Shown(f"{place}.hi_s.{at}", stair.hi_s[at]),
-                ),
-            ]
-            for at, count in enumerate(stair.counts)
-        ]
-        columns = [
-            Column(each, is_number=True) for each in (stair.axis, "time", "95 % interval")
-        ]
-        parts.append(
-            f"<figure><h3>{_breakable(stair.layer or stair.weight)}<small>{escape(stair.description)}</small></h3>"
-            + plots.staircase(stair, place, label)
-            + f"<figcaption>{_steps(stair, place)}</figcaption>"
-            + _folded(
-                f"all {len(rows)} counts, each timed {stair.rounds} times",
-                table(columns, rows),
-                Shown(f"{place}.rounds", stair.rounds),
-            )
-            + "</figure>"
-        )
-    fine = min(report.staircases[0].multiples, default=1)
-    return (
-        "<h2>The staircase of this device</h2>"
-        "<p>Time does not follow the number of channels: it climbs in steps, and some counts take longer than larger "
-        "ones. Each layer was timed by itself, at all counts in turns.</p>"
-        f'<p><span class="key dot">multiples of {fine}</span><span class="key other">other counts</span></p>'
-        f'<div class="grid stairs">{"".join(parts)}</div>'
-    )
-
-
-def _steps(stair: Staircase, place: str) -> str:
-    """What the counts that matter cost, in a sentence."""
-    found = dict(zip(stair.counts, range(len(stair.counts)), strict=True))
-
-    def told(key: str, count: int) -> str:
-        at = found[count]
-        return span(
-            f"{count} {stair.axis} take {time_text(stair.seconds[at])}",
-            Shown(f"{place}.{key}", count),
-            Shown(f"{place}.seconds.{at}", stair.seconds[at]),
-        )
-
-    if stair.before == stair.after:
-        return f"The layer stayed as it was: {told('before', stair.before)}."
-    parts = [f"The original's {told('before', stair.before)}"]
-    if stair.as_is != stair.after:
-        parts.append(f"removal alone: {told('as_is', stair.as_is)}")
-    parts.append(f"chosen: {told('after', stair.after)}")
-    return "; ".join(parts) + "."
-
-
-def _marked(stair: Staircase, count: int) -> str:
-    words = [
-        word
-        for key, word in (
-            ("before", "original"),
-            ("as_is", "removal alone"),
-            ("after", "chosen"),
-        )
-        if getattr(stair, key) == count
-    ]
-    return f"{count} ({', '.join(words)})" if words else str(count)
-
-
-@dataclasses.dataclass(frozen=True)
-class Entry:
-    """A layer of the user's model: its weight, its time, or both, each with its place in the report."""
-
-    name: str
-    op_type: str
-    layer: Layer | None = None
-    layer_index: int = 0
-    time: LayerTimeRow | None = None
-    time_index: int = 0
-
-    @property
-    def slowest_s(self) -> float:
-        """The longer one of its times; 0 if it was not timed."""
-        times = () if self.time is None else (self.time.before_s, self.time.after_s)
-        return max((each for each in times if each is not None), default=0.0)
-
-
-def _entries(report: Report) -> list[Entry]:
-    """All layers, those with a time in their order, those without among them or after."""
-    times = {row.name: (index, row) for index, row in enumerate(report.layer_times) if row.name}
-    found = []
-    for index, layer in enumerate(report.layers):
-        at, row = times.pop(layer.node, (0, None))
-        found.append(Entry(layer.node or layer.weight, layer.op_type, layer, index, row, at))
-    known = {id(entry.time) for entry in found}
-    found += [
-        Entry(row.name or row.op_type, row.op_type, None, 0, row, index)
-        for index, row in enumerate(report.layer_times)
-        if id(row) not in known
-    ]
-    if not report.layer_times:
-        return found
-    order: dict[int, float] = {
-        id(entry): entry.time_index for entry in found if entry.time is not None
-    }
-    # A weight without a time keeps its place behind the one before it.
-    last = -1.0
-    for entry in found:
-        if entry.layer is not None:
-            last = order.setdefault(id(entry), last + 0.5)
-    return sorted(found, key=lambda entry: order[id(entry)])
-
-
-def _layers(report: Report) -> str:
-    entries = _entries(report)
-    if not entries:
-        return ""
-    from deploykit.report import plots
-
-    timed = [entry for entry in entries if entry.slowest_s > 0]
-    weighted = [entry for entry in entries if entry.layer is not None]
-    pictures = []
-    if timed:
-        shown = sorted(timed, key=lambda entry: -entry.slowest_s)[:SLOWEST_SHOWN]
-        rows = [_time_bar(entry) for entry in shown]
-        told = _of("slowest", len(shown), len(timed), "layers")
-        pictures.append(
-            _picture(f"Time, {told}", plots.bars(rows, "times", _listed(rows)), KEY)
-        )
-        channels = [entry for entry in shown if entry.layer is not None]
-    else:
-        channels = sorted(weighted, key=lambda entry: -_elements(entry))[:SLOWEST_SHOWN]
-        told = _of("largest", len(channels), len(weighted), "layers")
-    if channels:
-        rows = [_channel_bar(entry) for entry in channels]
-        pictures.append(
-            _picture(
-                "Output channels kept" + ("" if timed else f", {told}"),
-                plots.bars(rows, "channels", _listed(rows), are_shares=True),
-                '<span class="key">removed</span><span class="key after">kept</span>',
-            )
-        )
-    lines = []
-    if len(timed) > SLOWEST_SHOWN:
-        rows = [_time_bar(entry) for entry in timed]
-        unit, scale = (
-            ("ms", 1e3) if max(entry.slowest_s for entry in timed) >= 1e-3 else ("µs", 1e6)
-        )
-        lines.append(
-            _picture(
-                f"Time, all {len(timed)} layers in order",
-                plots.skyline(rows, "all-times", "Time of each layer", unit, scale),
-                KEY,
-            )
-        )
-    if len(weighted) > SLOWEST_SHOWN:
-        rows = [_channel_bar(entry) for entry in weighted]
-        lines.append(
-            _picture(
-                f"Output channels, all {len(weighted)} layers with weights in order",
-                plots.skyline(
-                    rows, "all-channels", "Output channels of each layer", "channels"
-                ),
-                KEY,
-            )
-        )
-    grids = "".join(
-        f'<div class="grid">{"".join(each)}</div>' for each in (pictures, lines) if each
-    )
-    listed = _layer_table(entries, has_times=bool(report.layer_times))
-    whole = (
-        listed if len(entries) <= OPEN_ROWS else _folded(f"all {len(entries)} layers", listed)
-    )
-    return f"<h2>Layers</h2>{grids}{whole}"
-
-
-KEY = '<span class="key">before</span><span class="key after">after</span>'
-
-
-def _of(kind: str, shown: int, total: int, what: str) -> str:
-    return f"the {shown} {kind} of {total} {what}" if shown < total else f"all {total} {what}"
-
-
-def _listed(rows: Sequence[Bar]) -> str:
-    return "; ".join(f"{row.name}: {row.text}" for row in rows)
-
-
-def _elements(entry: Entry) -> int:
-    size = 1
-    for each in () if entry.layer is None else entry.layer.shape_before:
-        size *= each
-    return size
-
-
-def _time_bar(entry: Entry) -> Bar:
-    from deploykit.report import plots
-
-    before, after = _time_figures(entry)
-    words = ["-" if each.value is None else time_text(each.value) for each in (before, after)]
-    text = words[0] if words[0] == words[1] else " → ".join(words)
-    return plots.Bar(
-        entry.name, text, before.value, after.value, (before, after), (before,), (after,)
-    )
-
-
-def _channel_bar(entry: Entry) -> Bar:
-    from deploykit.report import plots
-
-    count = Count(None, None) if entry.layer is None else entry.layer.outputs
-    before, after = _both(f"layers.{entry.layer_index}.outputs", count)
-    return plots.Bar(
-        entry.name,
-        _arrow(count.before, count.after),
-        count.before,
-        count.after,
-        (before, after),
-        (before,),
-        (after,),
-    )
-
-
-def _time_figures(entry: Entry) -> tuple[Shown, Shown]:
-    place = f"layer_times.{entry.time_index}"
-    row = entry.time
-    return (
-        Shown(f"{place}.before_s", None if row is None else row.before_s),
-        Shown(f"{place}.after_s", None if row is None else row.after_s),
-    )
-
-
-def _layer_table(entries: Sequence[Entry], *, has_times: bool) -> str:
-    columns = [
-        Column("layer"),
-        Column("op"),
-        *([Column("time before", True), Column("time after", True)] if has_times else []),
-        Column("kept"),
-        Column("outputs", is_number=True),
-        Column("inputs", is_number=True),
-        Column("zeros", is_number=True),
-        Column("dead outputs", is_number=True),
-    ]
-    rows = []
-    for entry in entries:
-        row = [_name(entry), cell(entry.op_type)]
-        if has_times:
-            row += [
-                Cell("") if entry.time is None or shown.value is None
-                else cell(time_text(shown.value), shown)
-                for shown in _time_figures(entry)
-            ]  # fmt: skip
-        rows.append([*row, *_weight_cells(entry)])
-    return table(columns, rows, kind="sortable layers")
-
-
-def _name(entry: Entry) -> Cell:
-    weight = (
-        "" if entry.layer is None or entry.layer.weight == entry.name else entry.layer.weight
-    )
-    return _noted(entry.name, weight)
-
-
-def _weight_cells(entry: Entry) -> list[Cell]:
-    layer, place = entry.layer, f"layers.{entry.layer_index}"
-    if layer is None:
-        return [Cell("")] * 5
-    share = min(1.0, layer.outputs.ratio or 0.0)
-    outputs, inputs = (
-        _both(f"{place}.outputs", layer.outputs),
-        _both(f"{place}.inputs", layer.inputs),
-    )
-    return [
-        Cell(f'<span class="bar"><i style="width: {100 * share:.1f}%"></i></span>'),
-        cell(_arrow(layer.outputs.before, layer.outputs.after), *outputs),
-        cell(_arrow(layer.inputs.before, layer.inputs.after), *inputs),
-        cell(f"{100 * layer.zeros:.0f} %", Shown(f"{place}.zeros", layer.zeros)),
-        cell(str(layer.zero_outputs), Shown(f"{place}.zero_outputs", layer.zero_outputs)),
-    ]
 
 
 def _skips(report: Report) -> str:
@@ -683,7 +395,7 @@ def _candidates(report: Report) -> str:
         Column("parameters", is_number=True),
     ]
     reason = escape(report.reason.rstrip("."))
-    return f'<h2>The choice</h2><p class="sentence">{reason}.</p>' + table(
+    return f"<h2>The choice</h2><p>{reason}.</p>" + table(
         columns, rows, classes=["chosen" if row.chosen else "" for row in report.candidates]
     )
 
@@ -698,26 +410,10 @@ def _candidate(index: int, row: Candidate) -> list[Cell]:
         Shown(f"{place}.parameters", each) for each in (row.parameters,) if each is not None
     ]
     return [
-        _noted(row.name, "chosen" if row.chosen else row.note),
-        Cell(_below(ratio, interval), tuple(figures)),
+        noted(row.name, "chosen" if row.chosen else row.note),
+        Cell(below(ratio, interval), tuple(figures)),
         cell("".join(f"{each.value:,}" for each in parameters), *parameters),
     ]
-
-
-def _noted(name: str, note: str) -> Cell:
-    return Cell(_below(name, note), kind="name")
-
-
-def _breakable(name: str) -> str:
-    """A name, escaped, that may be broken after its separators."""
-    return "<wbr>".join(escape(part) for part in SEPARATOR.split(name))
-
-
-def _below(text: str, note: str) -> str:
-    """A text with a note under it."""
-    return _breakable(text) + (
-        f'<br><span class="soft">{_breakable(note)}</span>' if note else ""
-    )
 
 
 def _passes(report: Report) -> str:
@@ -741,7 +437,7 @@ def _passes(report: Report) -> str:
         )
         rows.append(
             [
-                _noted(
+                noted(
                     record.name,
                     ", ".join(filter(None, ("exact" if record.exact else "lossy", options))),
                 ),
@@ -766,19 +462,6 @@ def _footer(report: Report) -> str:
     )
 
 
-def _picture(title: str, svg: str, caption: str = "") -> str:
-    head = f"<h3>{escape(title)}</h3>" if title else ""
-    return (
-        f"<figure>{head}{svg}"
-        + (f"<figcaption>{caption}</figcaption>" if caption else "")
-        + "</figure>"
-    )
-
-
-def _folded(summary: str, inside: str, *figures: Shown) -> str:
-    return f"<details><summary>{span(summary, *figures)}</summary>{inside}</details>"
-
-
 def _latency(report: Report, key: str) -> tuple[Shown, ...]:
     """A percentile of both models."""
     profile = report.profile
@@ -788,10 +471,6 @@ def _latency(report: Report, key: str) -> tuple[Shown, ...]:
         Shown(f"profile.baseline.{key}", getattr(profile.baseline, key)),
         Shown(f"profile.optimized.{key}", getattr(profile.optimized, key)),
     )
-
-
-def _both(place: str, count: Count) -> tuple[Shown, Shown]:
-    return Shown(f"{place}.before", count.before), Shown(f"{place}.after", count.after)
 
 
 def _interval(place: str, ends: Iterable[float]) -> tuple[Shown, ...]:
@@ -804,9 +483,3 @@ def _percent(ratio: float) -> str:
 
 def _plain(number: int | None) -> str:
     return "?" if number is None else str(number)
-
-
-def _arrow(before: int | None, after: int | None) -> str:
-    if after is None:
-        return f"{before} → gone"
-    return str(before) if before == after else f"{before} → {after}"

@@ -9,10 +9,30 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import re
 from collections.abc import Iterable, Sequence
 from html import escape
 
-__all__ = ["Cell", "Column", "Shown", "attributes", "cell", "span", "table"]
+from deploykit.report.records import Count
+
+__all__ = [
+    "Cell",
+    "Column",
+    "Shown",
+    "arrow",
+    "attributes",
+    "below",
+    "both",
+    "breakable",
+    "cell",
+    "folded",
+    "noted",
+    "picture",
+    "span",
+    "table",
+]
+
+SEPARATOR = re.compile(r"(?<=[/._:])(?=[^/._:])")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,6 +111,50 @@ def table(
         f'<div class="scroll" tabindex="0"><table{_class(kind)}><thead><tr>{head}</tr></thead>'
         f"<tbody>\n{''.join(lines)}</tbody></table></div>"
     )
+
+
+def picture(title: str, svg: str, caption: str = "") -> str:
+    """A picture with a title in plain text and a caption in HTML."""
+    head = f"<h3>{escape(title)}</h3>" if title else ""
+    return (
+        f"<figure>{head}{svg}"
+        + (f"<figcaption>{caption}</figcaption>" if caption else "")
+        + "</figure>"
+    )
+
+
+def folded(summary: str, inside: str, *figures: Shown) -> str:
+    """HTML that is unfolded by its summary, which may show figures."""
+    return f"<details><summary>{span(summary, *figures)}</summary>{inside}</details>"
+
+
+def both(place: str, count: Count) -> tuple[Shown, Shown]:
+    """A count before and after, as figures."""
+    return Shown(f"{place}.before", count.before), Shown(f"{place}.after", count.after)
+
+
+def arrow(before: int | None, after: int | None) -> str:
+    """A number before and after, in words."""
+    if after is None:
+        return f"{before} → gone"
+    return str(before) if before == after else f"{before} → {after}"
+
+
+def noted(name: str, note: str) -> Cell:
+    """A cell with a name and a note under it."""
+    return Cell(below(name, note), kind="name")
+
+
+def below(text: str, note: str) -> str:
+    """A text with a note under it."""
+    return breakable(text) + (
+        f'<br><span class="soft">{breakable(note)}</span>' if note else ""
+    )
+
+
+def breakable(name: str) -> str:
+    """A name, escaped, that may be broken after its separators."""
+    return "<wbr>".join(escape(part) for part in SEPARATOR.split(name))
 
 
 def _class(name: str) -> str:

@@ -30,7 +30,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator, MultipleLocator
 from matplotlib.transforms import ScaledTranslation
 
 from deploykit.report.markup import Shown, attributes
-from deploykit.report.wording import P99_SAMPLES, latency_text, time_text
+from deploykit.report.wording import P99_SAMPLES, latency_text, marks_of, time_text
 
 if TYPE_CHECKING:
     from matplotlib.artist import Artist
@@ -92,6 +92,7 @@ SETTINGS: dict[Any, Any] = {
     "xtick.major.size": 3.0,
     "ytick.major.size": 0.0,
 }
+MARK_COLOURS = {"before": BEFORE, "as_is": BAD, "after": GOOD}
 STYLE_COLOUR = re.compile("|".join(VARIABLES))
 REFERENCE = re.compile(r"(?:url\(|^)#([\w-]+)")
 FONT = re.compile(r"font-family:[^;]*;?")
@@ -463,16 +464,9 @@ def staircase(stair: Staircase, place: str, label: str) -> str:
         )  # fmt: skip
         drawing.mark(point, title, *figures)
     _ticks(axes, stair)
-    named = {
-        "before": ("original", BEFORE),
-        "as_is": ("removal alone", BAD),
-        "after": ("chosen", GOOD),
-    }
-    if stair.as_is == stair.after:
-        del named["as_is"]
-    if stair.after == stair.before:
-        named = {"before": ("in the model", GOOD)}
-    for row, (key, (word, colour)) in enumerate(named.items()):
+    named = marks_of(stair)
+    for row, (key, word) in enumerate(named.items()):
+        colour = MARK_COLOURS[key]
         count = getattr(stair, key)
         rise = 4 + 15 * (len(named) - 1 - row)
         # The line goes on up to its words.

@@ -7,7 +7,7 @@ import re
 import shlex
 from collections.abc import Sequence
 
-from deploykit.report.records import Candidate, Count, Report, Skip
+from deploykit.report.records import Candidate, Count, Report, Skip, Staircase
 
 __all__ = [
     "SkipGroup",
@@ -17,6 +17,7 @@ __all__ = [
     "group_skips",
     "latency_note",
     "latency_text",
+    "marks_of",
     "ratio_text",
     "reference_text",
     "shown_warnings",
@@ -230,6 +231,16 @@ def time_text(seconds: float) -> str:
             places = 2 if value < 9.995 else 1 if value < 99.95 else 0
             break
     return f"{value:.{places}f} {unit}"
+
+
+def marks_of(stair: Staircase) -> dict[str, str]:
+    """The counts of a staircase that matter, by field, and what they are called; equal ones are named once."""
+    if stair.before == stair.after:
+        return {"before": "in the model"}
+    named = {"before": "original", "as_is": "removal alone", "after": "chosen"}
+    if stair.as_is in {stair.after, stair.before}:
+        del named["as_is"]
+    return named
 
 
 def change_text(count: Count) -> str:
