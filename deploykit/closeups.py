@@ -27,7 +27,7 @@ __all__ = ["Closeups", "look"]
 Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
 
 PROFILE_S = 1.0
-SWEEP_S = 2.0
+SWEEP_S = 1.5
 """Most seconds for the times of a model's layers, and for one staircase."""
 
 
