@@ -120,7 +120,8 @@ def load(path: Path, *, hash_ahead: bool = False) -> Source:
     try:
         model = ir.serde.deserialize_model(proto)
         if not is_sorted:
-            for graph in (model.graph, *model.functions.values()):
+            inner = [function.graph for function in model.functions.values()]
+            for graph in (model.graph, *inner):
                 graph.sort()
     except (
         Exception

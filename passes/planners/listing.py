@@ -75,8 +75,8 @@ def unlisted(channels: ChannelMap, dropped: Mapping[str, Iterable[int]]) -> dict
         picked = np.zeros(line.size, dtype=bool)
         picked[list(dropped.get(name, ()))] = True
         listed[line[picked]] = True
-        for position in np.flatnonzero(~picked):
-            missing.setdefault(int(line[position]), (name, int(position)))
+        for free in np.flatnonzero(~picked).tolist():
+            missing.setdefault(int(line[free]), (name, free))
     for root, (name, position) in missing.items():
         held[root] = UNLISTED
         if listed[root]:
@@ -131,12 +131,10 @@ def listed_pads(
     for node, made in channels.trace.sources.items():
         name = node.outputs[0].name or ""
         line = channels.roots[made.ravel()]
-        for position in np.flatnonzero(np.isin(line, list(found))):
-            if int(position) not in padded.get(name, {}):
-                reason = f"the plan puts nothing behind channel {position} of '{name}', which goes together with it"
-                missing.setdefault(
-                    int(line[position]), Pin(name, reason, "add it to the plan, too")
-                )
+        for at in np.flatnonzero(np.isin(line, list(found))).tolist():
+            if at not in padded.get(name, {}):
+                reason = f"the plan puts nothing behind channel {at} of '{name}', which goes together with it"
+                missing.setdefault(int(line[at]), Pin(name, reason, "add it to the plan, too"))
     return {
         root: count for root, (count, _, _) in found.items() if root not in missing
     }, missing
