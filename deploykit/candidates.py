@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from deploykit import registry
 from deploykit.choice import Form
-from deploykit.errors import PassFailed, UsageError
+from deploykit.errors import GateFailed, PassFailed, UsageError
 from deploykit.instruments import Timing
 from deploykit.quantized import unread_layers
 
@@ -47,12 +47,14 @@ class Step:
         options: what it is always given.
         variants: further sets of options whose worth only a measurement tells; each adds structure.
         is_optional: whether the plain form goes without it.
+        surroundings: what it is told about the run, where it asks for that: no options of the user's.
     """
 
     kind: type[Pass]
     options: Options
     variants: tuple[Options, ...] = ()
     is_optional: bool = False
+    surroundings: Options = dataclasses.field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -107,7 +109,10 @@ class _Trail:
 
 
 def plan_steps(
-    recipe: Recipe, target: Target, plans: Mapping[str, ChannelPlan] | None = None
+    recipe: Recipe,
+    target: Target,
+    plans: Mapping[str, ChannelPlan] | None = None,
+    shapes: Mapping[str, tuple[int, ...]] | None = None,
 ) -> tuple[Step, ...]:
     """The steps of a checked recipe.
 
@@ -118,6 +123,7 @@ def plan_steps(
         recipe: the recipe.
         target: what the model is made for.
         plans: what passes are to carry out, by name, in place of what they would plan: nothing else is tried.
+        shapes: sizes of the inputs, by name, that the model is measured with.
     """
     steps = []
     for name in recipe.pass_names:
@@ -126,7 +132,16 @@ def plan_steps(
         plan = (plans or {}).get(name)
         if plan is not None:
             fixed["plan"] = plan
-        open_options = [option for option in registry.required(kind) if option not in fixed]
+        surroundings = {
+            word: value
+            for word, value in (("target", target), ("shapes", shapes))
+            if registry.accepts(kind, word)
+        }
+        open_options = [
+            option
+            for option in registry.required(kind)
+            if option not in fixed and option not in surroundings
+        ]
         chosen: Options = {
             **({"keep": recipe.keep} if recipe.keep and registry.accepts(kind, "keep") else {}),
             **fixed,
@@ -137,6 +152,7 @@ def plan_steps(
                 chosen,
                 _open_variants(kind, target, fixed) if recipe.profile and plan is None else (),
                 is_optional=bool(open_options) or (kind.adds_structure and not fixed),
+                surroundings=surroundings,
             )
         )
     return tuple(steps)
@@ -225,7 +241,7 @@ def _guarded(
 
 def failure_text(error: Exception) -> str:
     """What to tell of a form that could not be made; anything but a refusal is a bug and says so."""
-    if isinstance(error, PassFailed):
+    if isinstance(error, PassFailed | GateFailed):
         return str(error)
     logger.warning("a form of the model could not be made", exc_info=error)
     return f"bug in deploykit: {type(error).__name__}: {error}"
@@ -247,10 +263,10 @@ def _advance(
 def _run(
     model: ir.Model, step: Step, instruments: Sequence[Instrument], done: Sequence[str]
 ) -> PassReport:
-    from passes.errors import CouplingConflict, PassError, PlanMismatch
+    from passes.errors import BudgetMissed, CouplingConflict, PassError, PlanMismatch
 
     try:
-        rewrite = step.kind(**step.options)
+        rewrite = step.kind(**{**step.surroundings, **step.options})
     except (TypeError, ValueError) as error:
         # The pass says itself which of its options is wrong, and what it takes.
         msg = f"an option of '{step.name}' is wrong: {error}"
@@ -264,6 +280,8 @@ def _run(
     except (PlanMismatch, CouplingConflict) as error:
         # Names, masks and plans that were given do not fit this model.
         raise UsageError(str(error)) from error
+    except BudgetMissed as error:
+        raise GateFailed(str(error)) from error
     except PassError as error:
         raise PassFailed(step.name, str(error), done=done) from error
     logger.info("%s: %d changes, %d skips", report.name, len(report.changes), len(report.skips))

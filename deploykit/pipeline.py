@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import importlib.metadata
+import math
 import platform
 import shutil
 import time
@@ -235,7 +236,8 @@ def optimize(
         folder.protect(start.source.files)
         if saved is not None:
             saved.check_source(recipe.plan, request.source, start.source.sha256)
-        steps = candidates.plan_steps(recipe, target, {} if saved is None else saved.plans)
+        plans = {} if saved is None else saved.plans
+        steps = candidates.plan_steps(recipe, target, plans, start.shapes)
         forms, failed = _make_forms(start, steps, folder.work, progress)
         job = Job(request, recipe, target, start, steps, tuple(forms), failed, progress)
         decided = _decide(job)
@@ -276,10 +278,11 @@ def plan(request: Request, *, progress: Progress = silent) -> records.Report:
     if saved is not None:
         saved.check_source(recipe.plan, request.source, source.sha256)
     model = _masked(source, recipe)
-    steps = candidates.plan_steps(recipe, target, {} if saved is None else saved.plans)
+    shapes, notes = _assumed_shapes(request.source, model, recipe)
+    plans = {} if saved is None else saved.plans
+    steps = candidates.plan_steps(recipe, target, plans, shapes)
     progress("planning")
     instruments = [Dump(request.dump_dir)] if request.dump_dir is not None else []
-    shapes, notes = _assumed_shapes(request.source, model, recipe)
     with _told_by_the_runtime(request.source, recipe):
         made = next(candidates.make(model, steps, instruments=instruments))
         if isinstance(made, candidates.Unmade):
@@ -308,7 +311,11 @@ def plan(request: Request, *, progress: Progress = silent) -> records.Report:
         layers=compared,
         verdict="planned",
         groups=found,
-        reason="this is what exact removal would do; nothing was measured or written",
+        reason=(
+            "this is what exact removal would do; nothing was measured or written"
+            if all(step.kind.exact for step in steps)
+            else "this is what would be done; nothing was measured or written, and the outputs were not compared"
+        ),
         warnings=(*notes, *(_left_out_warnings(steps) if recipe.passes is not None else ())),
         elapsed_s=time.perf_counter() - began,
     )
@@ -533,12 +540,9 @@ def _decide(job: Job) -> Decision:
     validations = {
         plain.form.name: compare(job.start.reference, plain.path, job.recipe.tolerance)
     }
-    if job.is_exact and validations[plain.form.name].verdict == "differs":
-        reason = (
-            f"the outputs differ from the original's ({_difference(validations[plain.form.name])}), although every "
-            "pass is exact: please report this as a bug, with the model"
-        )
-        return Decision("differs", reason, plain, validations)
+    fault = _fault(job, validations[plain.form.name])
+    if fault is not None:
+        return Decision("differs", fault, plain, validations)
     if job.recipe.profile:
         choice, measured = _choose(job, validations)
     else:
@@ -606,12 +610,55 @@ def _choose(
             validations[choice.name] = compare(
                 job.start.reference, paths[choice.name], job.recipe.tolerance
             )
-        if validations[choice.name].verdict == "equal" or not job.is_exact:
+        told = _rival_fault(job, choice.name, validations[choice.name])
+        if told is None:
             return choice, tuple(measured)
         wrong = next(form for form in rivals if form.name == choice.name)
-        told = f"bug in deploykit: its outputs differ from the original's ({_difference(validations[wrong.name])})"
         job.failed.append(candidates.Unmade(wrong, told))
         rivals.remove(wrong)
+
+
+def _fault(job: Job, found: Validation) -> str | None:
+    """What is wrong with the plain form, whose outputs compare like this; None if nothing is.
+
+    A lossy pass moves the outputs, so that is no fault unless a tolerance was asked for. What does not run, or returns
+    no numbers where the original does, is one in any case.
+    """
+    if found.verdict == "equal":
+        return None
+    apart = f"the outputs differ from the original's ({_difference(found)})"
+    if job.is_exact:
+        return f"{apart}, although every pass is exact: please report this as a bug, with the model"
+    if job.recipe.tolerance is not None:
+        return f"{apart}: prune less, or allow more with --tolerance"
+    lost = any("float" in row.dtype and math.isinf(row.max_abs_error) for row in found.outputs)
+    if found.failure is not None or lost:
+        return (
+            f"{apart}, which no pruning explains: please report this as a bug, with the model"
+        )
+    return None
+
+
+def _rival_fault(job: Job, name: str, found: Validation) -> str | None:
+    """What is wrong with another form than the plain one; None if nothing is.
+
+    Where the plain form is pruned, what exact passes add to it is held against that form, not against the original.
+    """
+    saved = next(saved for saved in job.forms if saved.form.name == name)
+    if not job.is_exact and all(
+        step.kind.exact for step in saved.steps if step.name in saved.form.added
+    ):
+        plain = job.forms[0]
+        inputs = job.start.reference.inputs
+        found = compare(run_reference(plain.path, inputs), saved.path)
+        if found.verdict == "differs":
+            return f"bug in deploykit: its outputs differ from those of '{plain.form.name}' ({_difference(found)})"
+        return None
+    if job.is_exact and found.verdict == "differs":
+        return (
+            f"bug in deploykit: its outputs differ from the original's ({_difference(found)})"
+        )
+    return _fault(job, found)
 
 
 def _verdict(
@@ -658,6 +705,11 @@ def _report(job: Job, decided: Decision, work: Path) -> records.Report:
     validation = decided.validations.get(shown.form.name)
     if validation is not None:
         warnings += validation.notes
+    if is_written and not job.is_exact and not job.start.reference.given:
+        warnings.append(
+            "the outputs changed, and generated inputs say little of what that costs: give real ones with --inputs, and "
+            "evaluate the model on your task"
+        )
     if is_written and shown.bytes > bytes_before:
         warnings.append(
             "the file is larger although its constants take fewer bytes: nodes and names were added"
@@ -830,6 +882,7 @@ def _validation_record(found: Validation) -> records.ValidationRecord:
             )
             for row in found.outputs
         ),
+        changes=found.changes,
     )
 
 

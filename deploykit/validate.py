@@ -22,6 +22,7 @@ import numpy as np
 
 from deploykit import one_file
 from deploykit.errors import ModelError, UsageError
+from deploykit.output_change import LEAST_SPREAD, OutputChange, find_changes, find_spreads
 from deploykit.runtimes.onnxruntime import Session
 
 if TYPE_CHECKING:
@@ -51,8 +52,6 @@ Verdict: TypeAlias = Literal["equal", "differs"]
 TOLERANCES = {"float64": 1e-9, "float32": 1e-4, "float16": 5e-3, "int8": 2e-2, "bfloat16": 4e-2}
 """Allowed error by the coarsest type that a model computes in, finest first, as a share of what an output moves by.
 "int8" stands for models with QuantizeLinear, where another order of float sums can flip a value to the next step."""
-
-LEAST_SPREAD = 0.01
 
 EPSILONS = {"float64": 2.0**-52, "float32": 2.0**-23, "float16": 2.0**-10, "bfloat16": 2.0**-7}
 LEAST_ROUNDINGS, LEAST_ROUNDINGS_HALF, MOST_ROUNDINGS = 16.0, 4.0, 256.0
@@ -151,6 +150,7 @@ class Validation:
         worst: name of the output with the largest error in relation to its tolerance.
         failure: why the second model could not be compared at all, in words; None if it could.
         notes: what weakens the comparison, in words.
+        changes: how far the outputs are apart, on the user's inputs and on generated ones.
     """
 
     max_abs_error: float
@@ -162,6 +162,7 @@ class Validation:
     worst: str | None = None
     failure: str | None = None
     notes: tuple[str, ...] = ()
+    changes: tuple[OutputChange, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -338,6 +339,7 @@ def compare(
         outputs=rows,
         worst=worst.name,
         notes=tuple(f"output '{row.name}': {row.note}" for row in rows if row.note),
+        changes=find_changes(reference.outputs, outputs, reference.given),
     )
 
 
@@ -713,7 +715,7 @@ def _compare_output(
 ) -> OutputComparison:
     if expected[0].dtype.kind != "f":
         return _compare_exactly(name, expected, actual)
-    spreads = _spreads(expected)
+    spreads = find_spreads(expected)
     errors, scales, sizes = [], [], []
     collapsed = []
     lopsided = infinite = 0
@@ -823,30 +825,6 @@ def _largest_difference(expected: Array, actual: Array) -> float:
     finite = np.isfinite(expected) & np.isfinite(actual)
     apart = np.subtract(actual[finite], expected[finite], dtype=np.float64)
     return float(np.abs(apart).max(initial=0.0))
-
-
-def _spreads(outputs: Sequence[Array]) -> list[float]:
-    """How far an output moves, for each input: its largest distance from the median output of its shape.
-
-    The median, and a figure for each input, because a single input with huge outputs must not excuse the errors of the
-    others. An output that is the only one of its shape is measured by the range of its own elements.
-    """
-    spreads = [0.0] * len(outputs)
-    groups: dict[tuple[int, ...], list[int]] = {}
-    for index, array in enumerate(outputs):
-        groups.setdefault(array.shape, []).append(index)
-    for shape, members in groups.items():
-        if 0 in shape:
-            continue
-        stack = np.stack([outputs[index] for index in members]).astype(np.float64)
-        stack[~np.isfinite(stack)] = 0.0
-        if len(members) == 1:
-            spreads[members[0]] = float(np.ptp(stack)) or float(np.abs(stack).max())
-            continue
-        middle = np.median(stack, axis=0)
-        for index, array in zip(members, stack, strict=True):
-            spreads[index] = float(np.abs(array - middle).max())
-    return spreads
 
 
 def _tolerance(dtype: np.dtype[Any], precision: str, asked: float | None) -> float:

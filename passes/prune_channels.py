@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     from passes.planners.importance import Norm
     from passes.planners.pruning import Scope
+    from passes.plans import ChannelPlan
     from passes.targets import Target
 
 __all__ = ["PruneChannels"]
@@ -45,6 +46,7 @@ class PruneChannels(Pass):
         keep: names of nodes and tensors whose channels stay.
         shapes: sizes of inputs that leave some open, by name, for the multiply-accumulates; others are assumed.
         target: what it is for; None is this machine.
+        plan: prune what it lists, and nothing else, whatever the other options say.
 
     Raises:
         ValueError: an option is out of its range, or neither or both of `ratio` and `macs` are given.
@@ -67,8 +69,9 @@ class PruneChannels(Pass):
         keep: tuple[str, ...] = (),
         shapes: Mapping[str, tuple[int, ...]] | None = None,
         target: Target | None = None,
+        plan: ChannelPlan | None = None,
     ) -> None:
-        if (ratio is None) == (macs is None):
+        if plan is None and (ratio is None) == (macs is None):
             msg = "how much? Give either 'ratio' (a share of the channels to cut) or 'macs' (a share of the multiply-accumulates to keep)"
             raise ValueError(msg)
         for word, share in (("ratio", ratio), ("macs", macs)):
@@ -91,6 +94,7 @@ class PruneChannels(Pass):
         self.keep = keep
         self.shapes = shapes
         self.target = target
+        self.plan = plan
 
     def requires(self, model: ir.Model) -> None:
         """Check that names to keep exist."""
@@ -101,17 +105,19 @@ class PruneChannels(Pass):
 
         Raises:
             BudgetMissed: `macs` cannot be reached.
+            PlanMismatch: the plan lists a channel that cannot go.
         """
         multiple = self.multiple or (self.target or targets.detect()).rounding
         rules = Rules(self.scope, self.importance, multiple, self.max_ratio, self.whole)
         pruner = Pruner(
             find_channels(model, keep=self.keep), rules, fixed_sizes(model, self.shapes or {})
         )
-        pruning = (
-            pruner.at_macs(self.macs)
-            if self.macs is not None
-            else pruner.at_ratio(self.ratio or 0.0)
-        )
+        if self.plan is not None:
+            pruning = pruner.at_plan(self.plan)
+        elif self.macs is not None:
+            pruning = pruner.at_macs(self.macs)
+        else:
+            pruning = pruner.at_ratio(self.ratio or 0.0)
         if pruning.plan:
             surgery.operate(model, pruning.replay.edits, pruning.replay.shapes)
         return PassReport(
@@ -120,6 +126,7 @@ class PruneChannels(Pass):
             modified=bool(pruning.plan),
             changes=pruning.changes,
             skips=pruning.skips,
+            plan=pruning.plan,
         )
 
 

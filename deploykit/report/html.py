@@ -32,9 +32,12 @@ from deploykit.report.records import Candidate, Count, Report
 from deploykit.report.wording import (
     P99_SAMPLES,
     bytes_text,
+    change_sentence,
     change_text,
     count_text,
+    error_text,
     group_skips,
+    is_lossy,
     latency_note,
     latency_text,
     ratio_text,
@@ -260,14 +263,52 @@ def _validation(report: Report) -> str:
         Column("absolute", is_number=True),
         Column(""),
     ]
+    changed = _changes(report) if is_lossy(report) else ""
     return (
-        "<h2>Same function?</h2><p>"
+        f"<h2>{'How far the outputs moved' if changed else 'Same function?'}</h2>"
+        + (f"<p>{escape(change_sentence(report))}</p>" if changed else "")
+        + "<p>"
         f"Outputs {compared} those of {reference_text(report)} on {figures[0]} inputs. Largest error: {figures[1]} of "
         f"what an output moves by (allowed: {figures[2]}), {figures[3]} absolute"
         + (f", in '{escape(found.worst_output)}'" if found.worst_output else "")
         + ".</p>"
+        + changed
         + (folded(f"each output ({len(rows)})", table(columns, rows)) if rows else "")
     )
+
+
+def _changes(report: Report) -> str:
+    """How far the outputs of a lossy run moved; errors are in relation to what an output moves by."""
+    found = report.validation
+    rows = [
+        [
+            cell(row.output, kind="name"),
+            cell(f"{row.inputs} {row.on}", Shown(f"{place}.inputs", row.inputs)),
+            cell(
+                error_text(row.mean_rel_error),
+                Shown(f"{place}.mean_rel_error", row.mean_rel_error),
+            ),
+            cell(
+                error_text(row.max_rel_error),
+                Shown(f"{place}.max_rel_error", row.max_rel_error),
+            ),
+            cell("")
+            if row.agreement is None
+            else cell(
+                f"{100 * row.agreement:.3g} %", Shown(f"{place}.agreement", row.agreement)
+            ),
+        ]
+        for index, row in enumerate(() if found is None else found.changes)
+        for place in [f"validation.changes.{index}"]
+    ]
+    columns = [
+        Column("output"),
+        Column("inputs", is_number=True),
+        Column("mean error", is_number=True),
+        Column("largest error", is_number=True),
+        Column("same largest score", is_number=True),
+    ]
+    return table(columns, rows) if rows else ""
 
 
 def _latencies(report: Report) -> str:

@@ -13,6 +13,8 @@ from collections.abc import Mapping
 from importlib import resources
 from typing import Any, Literal, TypeAlias
 
+from deploykit.output_change import OutputChange
+
 __all__ = [
     "SCHEMA_VERSION",
     "Candidate",
@@ -141,6 +143,7 @@ class ValidationRecord:
         tolerance: what `max_rel_error` was held against, of the worst output.
         worst_output: the output with the largest relative error.
         outputs: each output.
+        changes: how far each output is from the original's, on the user's inputs and on generated ones.
     """
 
     max_abs_error: float
@@ -150,6 +153,7 @@ class ValidationRecord:
     tolerance: float
     worst_output: str | None
     outputs: tuple[OutputRow, ...] = ()
+    changes: tuple[OutputChange, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)

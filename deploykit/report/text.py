@@ -10,9 +10,12 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from deploykit.output_change import OutputChange
 from deploykit.report.records import Group, Layer, Report
 from deploykit.report.wording import (
+    error_text,
     group_skips,
+    is_lossy,
     latency_note,
     ratio_text,
     reference_text,
@@ -81,6 +84,8 @@ def render(report: Report, *, all_layers: bool = False) -> RenderableType:
         parts += [Text(""), _skips(report)]
     if report.validation is not None:
         parts += [Text(""), Text(_validation_line(report))]
+        if is_lossy(report) and report.validation.changes:
+            parts.append(_changes(report.validation.changes))
     for warning in shown_warnings(report):
         parts.append(Text.assemble(("warning: ", "bold yellow"), warning))
     return Rendered(*parts)
@@ -160,10 +165,27 @@ def _validation_line(report: Report) -> str:
     found = report.validation
     if found is None:
         return ""
+    if is_lossy(report) and found.verdict == "differs":
+        return f"outputs: {_compared(report)}, by design; errors are in relation to what an output moves by:"
     return (
         f"outputs: {_compared(report)} on {found.inputs} inputs; largest error {found.max_rel_error:.2g} of what an output "
         f"moves by (allowed {found.tolerance:.2g}), {found.max_abs_error:.2g} absolute"
     )
+
+
+def _changes(rows: Sequence[OutputChange]) -> Table:
+    table = _table("output", "on", "mean error", "largest error", "same largest score")
+    for row in rows:
+        agreement = "" if row.agreement is None else f"{100 * row.agreement:.3g} %"
+        cells = (
+            row.output,
+            f"{row.inputs} {row.on} inputs",
+            error_text(row.mean_rel_error),
+            error_text(row.max_rel_error),
+            agreement,
+        )
+        table.add_row(*(escape(cell) for cell in cells))
+    return table
 
 
 def _compared(report: Report) -> str:

@@ -12,9 +12,12 @@ from deploykit.report.records import Candidate, Count, Report, Skip, Staircase
 __all__ = [
     "SkipGroup",
     "bytes_text",
+    "change_sentence",
     "change_text",
     "count_text",
+    "error_text",
     "group_skips",
+    "is_lossy",
     "latency_note",
     "latency_text",
     "marks_of",
@@ -180,21 +183,62 @@ def verdict_sentence(report: Report) -> str:
             return (
                 f"{1 / ratio.median:.2f} times as fast: {ratio.median:.3f} of the original's time "
                 f"(95 % interval {lo:.3f} to {hi:.3f}), with {_fewer(size.parameters)} parameters."
-            )
+            ) + _at_what_price(report)
         case "smaller":
             speed = (
                 "speed not measured" if report.profile is None else "no proven change of speed"
             )
-            return f"Smaller, {speed}: {_fewer(size.parameters)} parameters, {_fewer(size.bytes)} bytes."
+            return (
+                f"Smaller, {speed}: {_fewer(size.parameters)} parameters, {_fewer(size.bytes)} bytes."
+                + _at_what_price(report)
+            )
         case "differs":
             return f"No model was written: {reason.removesuffix('. No model was written')}."
         case "planned":
+            what = "This pruning" if is_lossy(report) else "Exact removal"
             return (
-                f"Exact removal would leave {count_text(size.parameters.after)} of "
+                f"{what} would leave {count_text(size.parameters.after)} of "
                 f"{count_text(size.parameters.before)} parameters ({change_text(size.parameters)})."
             )
         case _:
             return f"Unchanged: {reason}."
+
+
+def is_lossy(report: Report) -> bool:
+    """Whether a pass that does not claim to preserve the function changed the model that is handed out."""
+    return report.verdict != "unchanged" and any(
+        record.modified and not record.exact for record in report.passes
+    )
+
+
+def change_sentence(report: Report) -> str:
+    """How far the outputs of a lossy run moved, on the inputs that tell the most; nothing of an exact one."""
+    found = report.validation
+    if found is None or not found.changes or not is_lossy(report):
+        return ""
+    # the user's own inputs, where there are any, come first
+    on = found.changes[0].on
+    rows = [row for row in found.changes if row.on == on]
+    worst = max(rows, key=lambda row: row.mean_rel_error)
+    names = [record.name for record in report.passes if record.modified and not record.exact]
+    text = (
+        f"The outputs changed, as {' and '.join(names)} does: by {error_text(worst.mean_rel_error)} of what they move by on "
+        f"average, {error_text(worst.max_rel_error)} at most, on {worst.inputs} {on} inputs"
+    )
+    agreed = [row.agreement for row in rows if row.agreement is not None]
+    if agreed:
+        text += f"; the largest score is where it was on {100 * min(agreed):.3g} % of them"
+    return f"{text}."
+
+
+def _at_what_price(report: Report) -> str:
+    sentence = change_sentence(report)
+    return f" {sentence}" if sentence else ""
+
+
+def error_text(error: float) -> str:
+    """A relative error in percent."""
+    return f"{100 * error:.2g} %" if error < 1 else f"{100 * error:.0f} %"
 
 
 def count_text(number: int | None) -> str:

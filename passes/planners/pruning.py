@@ -23,7 +23,8 @@ from passes.analysis.macs import PRODUCTS, node_macs
 from passes.analysis.tags import Conflict, Pin
 from passes.analysis.walk import label
 from passes.base import Change, Skip
-from passes.errors import BudgetMissed
+from passes.errors import BudgetMissed, PlanMismatch
+from passes.planners import listing
 from passes.planners.cells import find_cells, grid_rows
 from passes.planners.dead_channels import listed, weight_of
 from passes.planners.importance import find_importance
@@ -220,6 +221,31 @@ class Pruner:
             ratio: the share, above 0 and below 1; rounding and ties change it.
         """
         return self.finish(self.trial(ratio))
+
+    def at_plan(self, plan: ChannelPlan) -> Pruning:
+        """Prune what a plan lists, and nothing else.
+
+        Raises:
+            PlanMismatch: it lists what is not there, or has to stay.
+        """
+        listing.check_fit(self.channels, plan)
+        if plan.padded:
+            msg = f"pruning adds no channels, and its plan pads '{next(iter(plan.padded))}'. Delete that."
+            raise PlanMismatch(msg)
+        for node, made in self.channels.trace.sources.items():
+            name, line = node.outputs[0].name or "", self.channels.roots[made.ravel()]
+            for position in plan.dropped.get(name, ()):
+                pin = self.held.get(int(line[position]))
+                if pin is not None:
+                    msg = (
+                        f"the plan drops channel {position} of '{name}', which cannot go: {pin.reason}. "
+                        "Delete it from the plan."
+                    )
+                    raise PlanMismatch(msg)
+        for root, pin in listing.unlisted(self.channels, plan.dropped).items():
+            self.held.setdefault(root, pin)
+        self.groups, self.ranks = [], []
+        return self.finish(self.realise((), ()))
 
     def at_macs(self, share: float) -> Pruning:
         """Prune until the model has at most a share of its multiply-accumulates, and as close to that as counts allow.
@@ -426,21 +452,22 @@ class Pruner:
             for node, made in channels.trace.sources.items()
             if drop[made].any()
         }
-        changes = [
-            Change(
-                weight_of(channels, node),
-                "output channels",
-                made.size,
-                made.size - int(drop[made].sum()),
-            )
-            for node, made in channels.trace.sources.items()
-            if drop[made].any()
-        ]
+        changes: list[Change] = []
+        sizes, reasons = {}, {}
+        for node, made in channels.trace.sources.items():
+            gone = int(drop[made].sum())
+            if gone:
+                name, weight = node.outputs[0].name or "", weight_of(channels, node)
+                sizes[name] = made.size
+                reasons[name] = (
+                    f"of the {made.size} channels that '{weight}' makes, {gone} matter least"
+                )
+                changes.append(Change(weight, "output channels", made.size, made.size - gone))
         whole = self.macs(None)
         if changes and whole:
             changes.append(Change("the model", "multiply-accumulates", whole, trial.macs))
         return Pruning(
-            ChannelPlan(dropped),
+            ChannelPlan(dropped, sizes=sizes, reasons=reasons),
             trial.replay,
             None if not whole else (whole, trial.macs),
             tuple(changes),
@@ -450,11 +477,14 @@ class Pruner:
     def explain(self, trial: Trial) -> Iterator[Skip]:
         """A Skip for what could not go at all, and for what was to go and stayed."""
         channels = self.channels
+        # without groups a plan was carried out: then ties are all that can let anything stay
+        stayed = self.held if self.groups else {**self.held, **trial.why}
         for node, made in channels.trace.sources.items():
             by_reason: dict[Pin, list[int]] = {}
             for index, root in enumerate(channels.roots[made.ravel()]):
-                if int(root) in self.held:
-                    by_reason.setdefault(self.held[int(root)], []).append(index)
+                pin = stayed.get(int(root), listing.UNLISTED)
+                if pin is not listing.UNLISTED:
+                    by_reason.setdefault(pin, []).append(index)
             for pin, indices in by_reason.items():
                 name = f"{weight_of(channels, node)}: channels {listed(indices)}"
                 yield Skip(name, pin.reason, pin.advice)

@@ -423,3 +423,28 @@ def test_settings_reach_the_final_measurement(run, network, tmp_path, built_in, 
     measured[0]["as is"] = 0.5
     optimize(run, network, tmp_path / "out", "--duration", 0.25)
     assert measured[1] == [([ORIGINAL, "as is"], Settings(duration_s=0.25))]
+
+
+def test_what_is_added_to_a_pruned_form_must_compute_what_it_computes(
+    run, network, tmp_path, built_in, measured
+):
+    class BreakMore(fakes.Break):
+        """Add structure that changes the function, and claim that it does not."""
+
+        adds_structure = True
+
+        def __init__(self, *, hard: bool) -> None:
+            super().__init__()
+            self.hard = hard
+
+        @classmethod
+        def variants(cls, target):
+            del target
+            return ({"hard": True},)
+
+    built_in(fakes.Halve, BreakMore)
+    measured[0].update({"as is": 0.9, "break hard=True": 0.2})
+    document = optimize(run, network, tmp_path / "out", "--passes", "halve,break")
+    assert chosen(document) == ["as is"]
+    notes = {row["name"]: row["note"] for row in document["candidates"]}
+    assert "its outputs differ from those of 'as is'" in notes["break hard=True"]

@@ -385,3 +385,21 @@ def test_counts_are_rounded_to_what_the_target_likes() -> None:
         model = ramp(20)
         passes.PruneChannels(ratio=0.4, target=passes.TARGETS[name])(model)
         assert model.graph.initializers["first"].shape[0] == kept + (name == "tensorrt") * 8
+
+
+def test_a_plan_is_carried_out_as_it_is_edited() -> None:
+    first = deep_chain()
+    done = passes.PruneChannels(ratio=0.5, multiple=1)(first)
+    assert done.plan is not None
+    again = deep_chain()
+    assert passes.PruneChannels(plan=done.plan)(again).plan == done.plan
+    assert oracle.to_proto(again) == oracle.to_proto(first)
+
+    name, dropped = next(iter(done.plan.dropped.items()))
+    fewer = passes.ChannelPlan({name: dropped[:1]})
+    report = passes.PruneChannels(plan=fewer)(deep_chain())
+    assert report.plan is not None
+    assert report.plan.dropped == fewer.dropped
+    last = again.graph.outputs[0].name or ""
+    with pytest.raises(passes.PlanMismatch, match="cannot go: they reach the graph output"):
+        passes.PruneChannels(plan=passes.ChannelPlan({last: (0,)}))(deep_chain())

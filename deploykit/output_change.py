@@ -1,0 +1,161 @@
+"""How far the outputs of a model move: from input to input, and from one model to another that is meant to differ.
+
+Errors are put in relation to how far an output moves from input to input; see `deploykit.validate`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeAlias
+
+import numpy as np
+
+__all__ = ["LEAST_SPREAD", "OutputChange", "find_changes", "find_spreads"]
+
+Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
+
+LEAST_SPREAD = 0.01
+
+
+@dataclasses.dataclass(frozen=True)
+class OutputChange:
+    """How one output changed, on inputs of one kind.
+
+    Attributes:
+        output: its name.
+        on: "given", the user's own inputs, or "generated".
+        inputs: how many there are.
+        max_abs_error: largest absolute difference.
+        max_rel_error: the same in relation to what the output moves by on that input; integers, bools and strings: the
+            largest share of elements that differ.
+        mean_abs_error: absolute difference, the mean over all elements.
+        mean_rel_error: as `max_rel_error`, the mean over all elements and inputs.
+        agreement: share of rows whose largest element is where it was, 0 to 1: of outputs that look like the scores of a
+            classifier, which are floats of shape `(rows, classes)`; None for others.
+    """
+
+    output: str
+    on: str
+    inputs: int
+    max_abs_error: float
+    max_rel_error: float
+    mean_abs_error: float
+    mean_rel_error: float
+    agreement: float | None
+
+
+def find_changes(
+    expected: Sequence[Mapping[str, Array]], actual: Sequence[Mapping[str, Array]], given: int
+) -> tuple[OutputChange, ...]:
+    """Compare the outputs of two models.
+
+    Args:
+        expected: outputs of the original by name, one entry an input.
+        actual: those of the other model, of the same names and shapes.
+        given: how many of the inputs, the first ones, are the user's own.
+
+    Returns:
+        for each output a row for the given inputs, and one for the others.
+    """
+    rows = []
+    for name in expected[0]:
+        mine, theirs = [each[name] for each in expected], [each[name] for each in actual]
+        scales = find_scales(mine)
+        for on, part in (("given", slice(given)), ("generated", slice(given, None))):
+            if mine[part]:
+                rows.append(find_change(name, on, mine[part], theirs[part], scales[part]))
+    return tuple(rows)
+
+
+def find_change(
+    name: str,
+    on: str,
+    expected: Sequence[Array],
+    actual: Sequence[Array],
+    scales: Sequence[float],
+) -> OutputChange:
+    """How one output changed on inputs of one kind, with what its errors are held against on each of them."""
+    errors = [find_errors(*pair) for pair in zip(expected, actual, strict=True)]
+    largest = [float(each.max(initial=0.0)) for each in errors]
+    means = [float(each.mean()) if each.size else 0.0 for each in errors]
+    # of what is no float, an element is right or wrong, and the share of wrong ones says more than the worst one
+    told = largest if expected[0].dtype.kind == "f" else means
+    return OutputChange(
+        output=name,
+        on=on,
+        inputs=len(errors),
+        max_abs_error=max(largest),
+        max_rel_error=max(map(relative, told, scales)),
+        mean_abs_error=math.fsum(means) / len(means),
+        mean_rel_error=math.fsum(map(relative, means, scales)) / len(means),
+        agreement=find_agreement(expected, actual),
+    )
+
+
+def find_scales(outputs: Sequence[Array]) -> list[float]:
+    """What errors of an output are held against, for each input."""
+    if outputs[0].dtype.kind != "f":
+        return [1.0] * len(outputs)
+    sizes = [
+        float(np.abs(array[np.isfinite(array)], dtype=np.float64).max(initial=0.0))
+        for array in outputs
+    ]
+    return [
+        max(spread, LEAST_SPREAD * size)
+        for spread, size in zip(find_spreads(outputs), sizes, strict=True)
+    ]
+
+
+def find_errors(expected: Array, actual: Array) -> Array:
+    """Absolute differences of two arrays, float64; 1 or 0 where they hold no floats; infinite where only one is finite."""
+    if expected.dtype.kind != "f":
+        return np.asarray(expected != actual, dtype=np.float64)
+    same = (expected == actual) | (np.isnan(expected) & np.isnan(actual))
+    with np.errstate(invalid="ignore"):
+        apart = np.abs(np.subtract(actual, expected, dtype=np.float64))
+    errors: Array = np.where(same, 0.0, np.where(np.isnan(apart), np.inf, apart))
+    return errors
+
+
+def relative(error: float, scale: float) -> float:
+    """An error in relation to a scale; nothing is infinitely far from what never moves."""
+    if scale > 0.0:
+        return float(error) / scale
+    return math.inf if error > 0.0 else 0.0
+
+
+def find_agreement(expected: Sequence[Array], actual: Sequence[Array]) -> float | None:
+    """Share of rows whose largest element is where it was; None for what is no table of scores."""
+    if any(
+        array.dtype.kind != "f" or array.ndim != 2 or array.shape[1] < 2 for array in expected
+    ):
+        return None
+    pairs = zip(expected, actual, strict=True)
+    same = np.concatenate([mine.argmax(1) == theirs.argmax(1) for mine, theirs in pairs])
+    return float(same.mean()) if same.size else None
+
+
+def find_spreads(outputs: Sequence[Array]) -> list[float]:
+    """How far an output moves, for each input: its largest distance from the median output of its shape.
+
+    The median, and a figure for each input, because a single input with huge outputs must not excuse the errors of the
+    others. An output that is the only one of its shape is measured by the range of its own elements.
+    """
+    spreads = [0.0] * len(outputs)
+    groups: dict[tuple[int, ...], list[int]] = {}
+    for index, array in enumerate(outputs):
+        groups.setdefault(array.shape, []).append(index)
+    for shape, members in groups.items():
+        if 0 in shape:
+            continue
+        stack = np.stack([outputs[index] for index in members]).astype(np.float64)
+        stack[~np.isfinite(stack)] = 0.0
+        if len(members) == 1:
+            spreads[members[0]] = float(np.ptp(stack)) or float(np.abs(stack).max())
+            continue
+        middle = np.median(stack, axis=0)
+        for index, array in zip(members, stack, strict=True):
+            spreads[index] = float(np.abs(array - middle).max())
+    return spreads
