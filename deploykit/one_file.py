@@ -103,19 +103,18 @@ def resolve(model: ir.Model, path: Path) -> None:
             held.base_dir = ""
 
 
-def outline(path: Path, location: str, *, least_bytes: int = LARGE_BYTES) -> bytes | None:
+def outline(path: Path, location: str) -> bytes | None:
     """Read a model without its large weights.
 
     Args:
         path: an ONNX file in binary form.
         location: what the outline calls the file that the weights lie in, which is `path` itself.
-        least_bytes: weights from this size on are left out.
 
     Returns:
         the model, serialized, with external data in the place of large weights of its main graph; None if it has
         none, or if the file is no protobuf, of which the real parser knows more to tell.
     """
-    if path.stat().st_size < least_bytes:
+    if path.stat().st_size < LARGE_BYTES:
         return None
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as whole:
 
@@ -126,7 +125,7 @@ def outline(path: Path, location: str, *, least_bytes: int = LARGE_BYTES) -> byt
                 return None
             (data,) = held
             length = data.end - data.content
-            if data.kind != LENGTH or length < least_bytes:
+            if data.kind != LENGTH or length < LARGE_BYTES:
                 return None
             return [
                 whole[tensor.content : data.start],

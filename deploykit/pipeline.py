@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import filecmp
 import importlib.metadata
 import math
 import platform
@@ -27,6 +28,7 @@ from deploykit import (
     groups,
     layers,
     model_io,
+    one_file,
     registry,
     saved_plans,
     size,
@@ -40,7 +42,10 @@ from deploykit.profile import SCREENING, Measurement, Settings, Timings, device,
 from deploykit.recipe import Recipe, to_toml
 from deploykit.report import html, records
 from deploykit.validate import (
+    FEWER_INPUTS,
     FIRST_SIZES,
+    HEAVY_BYTES,
+    INPUTS,
     Reference,
     Validation,
     compare,
@@ -374,7 +379,9 @@ def find_target(recipe: Recipe) -> Target:
 
 
 def _start(path: Path, recipe: Recipe, work: Path) -> Start:
-    source = model_io.load(path)
+    from passes import weights
+
+    source = model_io.load(path, hash_ahead=True)
     model = _masked(source, recipe)
     if model is source.model and path.suffix not in {".onnxtxt", ".textproto", ".json"}:
         original = path
@@ -382,8 +389,14 @@ def _start(path: Path, recipe: Recipe, work: Path) -> Start:
         (work / "original").mkdir()
         original = work / "original" / "model.onnx"
         model_io.save(model, original, external=source.is_external, sources=source.files)
-    inputs = find_inputs(original, recipe.shape)
+    is_heavy = weights.size_bytes(model) >= HEAVY_BYTES
+    inputs = find_inputs(original, recipe.shape, count=FEWER_INPUTS if is_heavy else INPUTS)
     warnings = list(inputs.notes)
+    if is_heavy:
+        warnings.append(
+            f"compared on {FEWER_INPUTS} generated inputs, not {INPUTS}, because the model is larger than "
+            f"{HEAVY_BYTES >> 30} GiB: give more with --inputs"
+        )
     feeds = list(inputs.feeds)
     if recipe.inputs:
         from deploykit.runtimes.onnxruntime import Session
@@ -393,7 +406,9 @@ def _start(path: Path, recipe: Recipe, work: Path) -> Start:
             feeds = [
                 each for file in recipe.inputs for each in load_inputs(file, session.inputs)
             ] + feeds
-    reference = run_reference(original, feeds, given=len(feeds) - len(inputs.feeds))
+    reference = run_reference(
+        original, feeds, given=len(feeds) - len(inputs.feeds), known=inputs.outputs
+    )
     shapes = {name: array.shape for name, array in feeds[0].items()}
     if not recipe.inputs:
         warnings += _assumption(model, recipe, shapes)
@@ -475,7 +490,7 @@ def _make_forms(
     """
     forms: list[Saved] = []
     failed: list[candidates.Unmade] = []
-    seen: set[str] = set()
+    seen: list[Path] = []
     source_problem: str | None = None
     progress("running the passes")
     for made in candidates.make(start.model, steps):
@@ -489,16 +504,14 @@ def _make_forms(
         model_io.save(
             made.model, path, external=start.source.is_external, sources=start.source.files
         )
-        data = model_io.data_file(path)
-        content = model_io.content_hash(path, [data] if data.exists() else [])
-        if content in seen:
+        if any(_is_same(path.parent, other) for other in seen):
             shutil.rmtree(folder)
             continue
-        seen.add(content)
+        seen.append(folder)
         problem = _problem(path)
         if problem is not None:
             # A checker that already refuses the source says nothing about what was made of it.
-            source_problem = source_problem or _problem(start.path) or ""
+            source_problem = source_problem or _problem(start.path, is_ours=False) or ""
             if not source_problem:
                 if not forms:
                     raise PassFailed(
@@ -522,14 +535,32 @@ def _make_forms(
     return forms, failed
 
 
-def _problem(path: Path) -> str | None:
-    """What ONNX's own checker, shape inference included, says against a file; None if nothing."""
+def _is_same(folder: Path, other: Path) -> bool:
+    """Whether two folders hold the same files, byte for byte."""
+    names = [{file.name for file in each.iterdir()} for each in (folder, other)]
+    return names[0] == names[1] and all(
+        filecmp.cmp(folder / name, other / name, shallow=False) for name in names[0]
+    )
+
+
+def _problem(path: Path, *, is_ours: bool = True) -> str | None:
+    """What ONNX's own checker, shape inference included, says against a file; None if nothing.
+
+    Of a file of ours it sees the outline, which has to lie beside it.
+    """
     import onnx
 
+    outline = one_file.outline(path, path.name) if is_ours else None
+    checked = path if outline is None else path.with_name("outline.onnx")
+    if outline is not None:
+        checked.write_bytes(outline)
     try:
-        onnx.checker.check_model(str(path), full_check=True)
+        onnx.checker.check_model(str(checked), full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         return str(error).strip().split("\n", 1)[0]
+    finally:
+        if outline is not None:
+            checked.unlink()
     return None
 
 
@@ -717,7 +748,7 @@ def _report(job: Job, decided: Decision, work: Path) -> records.Report:
     final = decided.measured[-1] if decided.measured else None
     if final is not None and final.truncated:
         warnings.append("the measurement was cut short; intervals are wider than they need be")
-    written = model_io.load(shown.path).model if is_written else start.model
+    written = one_file.load(shown.path) if is_written else start.model
     compared = layers.compare(start.model, written)
     seen = _look(job, decided, compared, written, work)
     warnings += seen.warnings
@@ -762,7 +793,7 @@ def _look(
     removed = compared
     if form is not plain:
         # Where the original stays, too: what removal alone leaves is what a user would compare with.
-        removed = layers.compare(job.start.model, model_io.load(plain.path).model)
+        removed = layers.compare(job.start.model, one_file.load(plain.path))
     return closeups.look(
         job.start.path,
         job.start.path if form is None else form.path,

@@ -68,6 +68,11 @@ LARGEST_INPUT = 2**32
 
 INTEGER_LIMITS = (100, 10, 2, 1)
 
+INPUTS, FEWER_INPUTS = 5, 3
+"""How many inputs are generated; of the fewer ones, for heavy models, one is constant, too."""
+HEAVY_BYTES = 1 << 30
+"""Constants of this size make a model heavy: to run it once takes a good part of a second, on every core."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Sizes:
@@ -232,10 +237,12 @@ class Inputs:
     Attributes:
         feeds: arrays by input name, one entry a run.
         notes: what was tried and refused by the model, in words.
+        outputs: what the model returned, one entry a run.
     """
 
     feeds: tuple[Feeds, ...]
     notes: tuple[str, ...] = ()
+    outputs: tuple[Mapping[str, Array], ...] = ()
 
 
 def validate(
@@ -273,8 +280,16 @@ def run_reference(
     *,
     threads: int | None = None,
     given: int = 0,
+    known: Sequence[Mapping[str, Array]] = (),
 ) -> Reference:
     """Run the original on all inputs; the first `given` are the user's own.
+
+    Args:
+        original: path of the model.
+        inputs: arrays by input name, one entry a run.
+        threads: threads to run with; None leaves the number to the runtime.
+        given: how many of the inputs, the first ones, the user gave.
+        known: what it was seen to return on the last inputs; it is not run on these again.
 
     Raises:
         ModelError: it does not run on one of them.
@@ -285,7 +300,7 @@ def run_reference(
         raise UsageError(msg)
     try:
         with Session(original, threads=threads, optimization="none") as session:
-            outputs = tuple(session.run(feeds) for feeds in inputs)
+            outputs = tuple(session.run(feeds) for feeds in inputs[: len(inputs) - len(known)])
     except ModelError as error:
         msg = (
             f"the original model cannot be run, so nothing can be compared with it: {error} "
@@ -293,7 +308,12 @@ def run_reference(
         )
         raise ModelError(msg) from error
     return Reference(
-        str(original), tuple(inputs), outputs, find_precision(original), threads, given
+        str(original),
+        tuple(inputs),
+        (*outputs, *known),
+        find_precision(original),
+        threads,
+        given,
     )
 
 
@@ -380,7 +400,7 @@ def find_inputs(
     model: str | os.PathLike[str],
     shapes: Mapping[str, Sequence[int]] | None = None,
     *,
-    count: int = 5,
+    count: int = INPUTS,
     seed: int = 0,
     threads: int | None = None,
 ) -> Inputs:
@@ -407,13 +427,12 @@ def find_inputs(
         specs = session.inputs
         notes: dict[str, None] = {}
 
-        def runs(feeds: Feeds) -> bool:
+        def run(feeds: Feeds) -> Mapping[str, Array] | None:
             try:
-                session.run(feeds)
+                return session.run(feeds)
             except ModelError as error:
                 notes.setdefault(str(error))
-                return False
-            return True
+                return None
 
         has_integers = any(_kind(spec) in "iu" for spec in specs)
         limits = INTEGER_LIMITS if has_integers else INTEGER_LIMITS[:1]
@@ -421,7 +440,8 @@ def find_inputs(
             (probe,) = generate_inputs(
                 specs, shapes, count=1, seed=seed, integer_limit=limit, sizes=(first, first)
             )
-            if runs(probe):
+            returned = run(probe)
+            if returned is not None:
                 break
         else:
             msg = (
@@ -436,7 +456,7 @@ def find_inputs(
             (other_probe,) = generate_inputs(
                 specs, shapes, count=1, seed=seed, integer_limit=limit, sizes=(other, other)
             )
-            if runs(other_probe):
+            if run(other_probe) is not None:
                 second = other
                 notes.clear()
                 break
@@ -449,8 +469,14 @@ def find_inputs(
         feeds = generate_inputs(
             specs, shapes, count=count, seed=seed, integer_limit=limit, sizes=(first, second)
         )
-        kept = tuple(each for each in feeds if runs(each))
-    return Inputs(kept or (probe,), tuple(notes))
+        # The first of them is the probe.
+        pairs = [(probe, returned), *((each, run(each)) for each in feeds[1:])]
+    kept = [(each, outputs) for each, outputs in pairs if outputs is not None]
+    return Inputs(
+        tuple(each for each, _ in kept),
+        tuple(notes),
+        tuple(outputs for _, outputs in kept),
+    )
 
 
 def _other_sizes(first: Sizes) -> tuple[Sizes, ...]:

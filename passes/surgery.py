@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import itertools
 from collections.abc import Collection, Iterable, Mapping
 
@@ -101,7 +100,9 @@ def merge(edit: Merge) -> None:
         raise UnsupportedGraph(edit.node.name or "", "its weight is not a plain constant")
     if is_own(value):
         shape = tuple(held.shape.numpy())
-        weights.set_derived(value, functools.partial(merged, edit=edit), shape)
+        weights.set_derived(
+            value, lambda array, rows: merged(array, edit)[rows], shape, in_slices=False
+        )
     else:
         weights.copy_for(edit.node, edit.index, merged(held.numpy(), edit))
 
@@ -123,14 +124,18 @@ def merged(array: Array, edit: Merge) -> Array:
     return new
 
 
-def take(array: Array, picks: tuple[Array | None, ...]) -> Array:
-    """Take elements by picks; see `Select`."""
+def take(array: Array, picks: tuple[Array | None, ...], rows: slice = slice(None)) -> Array:
+    """Take elements by picks; see `Select`. Of the result only some rows of its first axis."""
     if all(pick is None or pick.ndim <= 1 for pick in picks):
         for axis, pick in enumerate(picks):
-            if pick is not None:
+            if axis == 0:
+                # Not np.take, which copies all of an array that lies at an odd place of a file.
+                array = array[rows if pick is None else pick[rows]]
+            elif pick is not None:
                 array = np.take(array, pick, axis)
         return array
-    return array[grid(array.shape, picks)]
+    places = grid(array.shape, picks)
+    return array[tuple(one if len(one) == 1 else one[rows] for one in places)]
 
 
 def taken_shape(shape: tuple[int, ...], picks: tuple[Array | None, ...]) -> tuple[int, ...]:
@@ -181,7 +186,12 @@ def select(edits: list[Select]) -> None:
                 raise UnsupportedGraph(value.name or "", "it is not constant")
             if whole and value.is_initializer():
                 shape = taken_shape(tuple(held.shape.numpy()), same[0].picks)
-                weights.set_derived(value, functools.partial(cut, edit=same[0], zero=0), shape)
+                edit = same[0]
+
+                def some(array: Array, rows: slice, edit: Select = edit) -> Array:
+                    return cut(array, edit, 0, rows)
+
+                weights.set_derived(value, some, shape)
                 continue
             new = cut(held.numpy(), same[0], 0)
             # exporters share equal constants (all those zero biases); where the parts are equal, they still do
@@ -192,13 +202,12 @@ def select(edits: list[Select]) -> None:
                 edit.node.replace_input_with(edit.index, copies[content])
 
 
-def cut(array: Array, edit: Select, zero: Array | int) -> Array:
-    """The part of an array that a Select wants, with `zero` where it wants padding."""
-    new = np.ascontiguousarray(take(array, edit.picks))
+def cut(array: Array, edit: Select, zero: Array | int, rows: slice = slice(None)) -> Array:
+    """The part of an array that a Select wants, with `zero` where it wants padding; only some rows of it."""
+    new = np.ascontiguousarray(take(array, edit.picks, rows))
     if edit.zero is not None:
-        new = np.where(
-            np.broadcast_to(edit.zero, new.shape), np.asarray(zero, dtype=new.dtype), new
-        )
+        is_zero = np.broadcast_to(edit.zero, taken_shape(array.shape, edit.picks))[rows]
+        new = np.where(is_zero, np.asarray(zero, dtype=new.dtype), new)
     return new
 
 

@@ -11,7 +11,7 @@ it is made when somebody asks, a weight at a time.
 from __future__ import annotations
 
 import itertools
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING
 
 import numpy as np
 import onnx_ir as ir
@@ -148,17 +148,23 @@ def check_replaceable(value: ir.Value) -> None:
 
 
 def set_derived(
-    value: ir.Value, derive: Callable[[Array], Array], shape: tuple[int, ...]
+    value: ir.Value,
+    derive: Callable[[Array, slice], Array],
+    shape: tuple[int, ...],
+    *,
+    in_slices: bool = True,
 ) -> None:
     """Replace an initializer's data by what `derive` makes of it, for all of its uses.
 
-    Where the data is large and lies in a file, nothing is read now. The array is made when it is wanted, each time, so
-    that the results of cutting a model of gigabytes are never in memory together.
+    Where the data is large and lies in a file, nothing is read now. The new data is made when it is wanted, each time,
+    and written in slices, so that the results of cutting a model of gigabytes are never in memory together.
 
     Args:
         value: the initializer.
-        derive: from the data to other data of the same type; called later, perhaps more than once.
-        shape: of what it returns.
+        derive: makes, of the old data and a slice of the first axis of the new data, that part of the new data, in the
+            same type; called later, perhaps more than once.
+        shape: of all of the new data.
+        in_slices: whether a part costs less than the whole.
 
     Raises:
         PassError: as `set_tensor`.
@@ -169,20 +175,54 @@ def set_derived(
         msg = f"Pass developer: '{value.name}' has no data to derive other data from"
         raise PassError(msg)
     is_in_file = isinstance(held, ir.ExternalTensor | ir.LazyTensor)
-    if not is_in_file or held.nbytes < LARGE_BYTES:
-        fill(value, derive(held.numpy()))
-        return
+    if is_in_file and held.nbytes >= LARGE_BYTES:
+        hold(value, Derived(held, derive, shape, in_slices=in_slices, name=value.name))
+    else:
+        fill(value, derive(held.numpy(), slice(None)))
 
-    def made() -> ir.TensorProtocol:
-        array = derive(held.numpy())
-        if array.shape != shape:
-            msg = (
-                f"Pass developer: '{held.name}' was to get the shape {shape}, not {array.shape}"
-            )
+
+class Derived(ir.LazyTensor):
+    """A tensor that is made of another one whenever it is wanted; see `set_derived`."""
+
+    def __init__(
+        self,
+        held: ir.TensorProtocol,
+        derive: Callable[[Array, slice], Array],
+        shape: tuple[int, ...],
+        *,
+        in_slices: bool,
+        name: str | None,
+    ) -> None:
+        super().__init__(self.whole, held.dtype, ir.Shape(shape), name=name)
+        self.held = held
+        self.derive = derive
+        self.in_slices = in_slices and held.dtype.bitwidth >= 8
+
+    def whole(self) -> ir.TensorProtocol:
+        """All of it, as a tensor in memory."""
+        return ir.Tensor(self.part(self.held.numpy(), slice(None)), name=self.name)
+
+    def part(self, array: Array, rows: slice) -> Array:
+        """Some rows of it, which have to be as many as the shape says."""
+        shape = self.shape.numpy()
+        new = self.derive(array, rows)
+        expected = (len(range(*rows.indices(shape[0]))), *shape[1:])
+        if new.shape != expected:
+            msg = f"Pass developer: '{self.name}' was to get the shape {expected}, not {new.shape}"
             raise PassError(msg)
-        return ir.Tensor(array, name=held.name)
+        return new
 
-    hold(value, ir.LazyTensor(made, held.dtype, ir.Shape(shape), name=value.name))
+    def tofile(self, file: IO[bytes]) -> None:
+        """Write it, a slice at a time: what is freed and taken again costs no new pages of memory."""
+        if not self.in_slices:
+            super().tofile(file)
+            return
+        array = self.held.numpy()
+        count = self.shape.numpy()[0]
+        step = max(1, LARGE_BYTES * count // self.nbytes)
+        for start in range(0, count, step):
+            part = self.part(array, slice(start, start + step))
+            file.write(np.ascontiguousarray(part).view(np.uint8).data)
 
 
 def new_initializer(graph: ir.Graph, hint: str, array: Array) -> ir.Value:

@@ -140,20 +140,23 @@ def test_what_is_derived_from_a_large_file_is_made_when_wanted(tmp_path: pathlib
     graph = ir.Graph([], [], nodes=[], initializers=[large, small], name="g")
     made: list[int] = []
 
-    def cut(held: np.ndarray) -> np.ndarray:
+    def cut(held: np.ndarray, rows: slice) -> np.ndarray:
         made.append(len(held))
-        return held[:, :12]
+        return held[rows, :12]
 
     weights.set_derived(large, cut, (rows, 12))
     weights.set_derived(small, cut, (rows // 2 - 1, 12))
     assert made == [rows // 2 - 1], "the small one at once, the large one later"
     assert weights.size_bytes(ir.Model(graph, ir_version=10)) == (rows + rows // 2 - 1) * 48
     # again, from what is not there yet
-    weights.set_derived(large, lambda held: held[1:] * 2, (rows - 1, 12))
+    weights.set_derived(large, lambda held, some: held[1:][some] * 2, (rows - 1, 12))
     assert made == [rows // 2 - 1]
     np.testing.assert_array_equal(weights.constant(large), array[1:, :12] * 2)
     assert large.shape == (rows - 1, 12)
     assert large.dtype == ir.DataType.FLOAT
-    weights.set_derived(large, lambda held: held[:1], (2, 12))
+    with (tmp_path / "out").open("wb") as file:
+        large.const_value.tofile(file)
+    assert (tmp_path / "out").read_bytes() == (array[1:, :12] * 2).tobytes(), "in slices"
+    weights.set_derived(large, lambda held, _: held[:1], (2, 12))
     with pytest.raises(PassError, match=r"was to get the shape \(2, 12\), not \(1, 12\)"):
         weights.constant(large)
