@@ -231,14 +231,14 @@ def gains(rows: Sequence[Bar], label: str) -> str:
             GOOD if row.interval and row.interval[1] < 1 else AFTER,
         )
         drawing.mark(bar, f"{row.name}: {row.label} of the original", *row.after_figures)
-        end = row.after * scale
+        begin = end = row.after * scale
         if row.interval is not None:
             lo, hi = (value * scale for value in row.interval)
             _whisker(axes, lo, hi, top + height / 2, INK)
-            end = max(end, hi)
+            begin, end = min(begin, lo), max(end, hi)
         is_inside = end > WIDTH - 50
         axes.text(
-            min(end, row.after * scale) - 6 if is_inside else end + 5,
+            begin - 6 if is_inside else end + 5,
             top + height / 2,
             row.label,
             color=PAPER if is_inside else INK,
@@ -465,14 +465,21 @@ def staircase(stair: Staircase, place: str, label: str) -> str:
         drawing.mark(point, title, *figures)
     _ticks(axes, stair)
     named = marks_of(stair)
-    for row, (key, word) in enumerate(named.items()):
-        colour = MARK_COLOURS[key]
+
+    def row_order(key: str) -> tuple[bool, int]:
+        # Words stand inwards of their lines, so that outer lines go up to higher words and cross none.
+        count = int(getattr(stair, key))
+        is_left = _share_of_axis(axes, count) < 0.5
+        return is_left, count if is_left else -count
+
+    for row, key in enumerate(sorted(named, key=row_order)):
+        word, colour = named[key], MARK_COLOURS[key]
         count = getattr(stair, key)
         rise = 4 + 15 * (len(named) - 1 - row)
         # The line goes on up to its words.
         top = 1 + (rise + 10) / (drawing.height * axes.get_position().height)
         line = axes.axvline(
-            count, ymax=top, color=colour, linewidth=1.3, clip_on=False, zorder=0
+            count, ymax=top, color=colour, linewidth=1.3, clip_on=False, zorder=0.9
         )
         is_left = _share_of_axis(axes, count) < 0.5
         text = axes.text(
