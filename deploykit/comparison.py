@@ -75,6 +75,9 @@ def _in_folder(path: Path) -> Path:
 def is_document(path: Path) -> bool:
     """Whether a file is a JSON document; models that are written as JSON are none of those meant."""
     try:
+        # A pipe would be waited for.
+        if not path.is_file():
+            return False
         with path.open("rb") as file:
             head = file.read(PROBE_BYTES).lstrip()
     except OSError:

@@ -249,7 +249,13 @@ def test_bad_input_is_told_and_harms_nothing(run, tmp_path, monkeypatch, name):
     assert optimized.exit_code == code, optimized.stderr
     # What a runtime alone finds out, an inspection may pass over.
     assert inspected.exit_code in {code, 0}, inspected.stderr
-    for result in (inspected, optimized):
+    results = [inspected, optimized]
+    if code:
+        results.append(
+            run("profile", path, "--duration", "0.01", "--warmup", "0", "--rebuilds", 1)
+        )
+        assert results[-1].exit_code == code, results[-1].stderr
+    for result in results:
         assert "Traceback" not in result.stderr
         if result.exit_code:
             assert result.stderr.startswith("Error: ")
