@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-__all__ = ["LongestSums", "ModelSize", "count", "longest_sums"]
+__all__ = ["ModelSize", "count", "longest_sum"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,37 +48,25 @@ def count(model: ir.Model, input_shapes: Mapping[str, tuple[int, ...]]) -> Model
     )
 
 
-@dataclasses.dataclass(frozen=True)
-class LongestSums:
-    """The most numbers that one element of a tensor adds up, as far as sizes are known: of products, and of means."""
-
-    products: int = 1
-    means: int = 1
-
-
-def longest_sums(model: ir.Model, input_shapes: Mapping[str, tuple[int, ...]]) -> LongestSums:
-    """The longest sums of a model.
-
-    Args:
-        model: the model; unchanged.
-        input_shapes: static sizes of its inputs, by name.
-    """
+def longest_sum(model: ir.Model, input_shapes: Mapping[str, tuple[int, ...]]) -> int:
+    """The most numbers that one element of a product, a mean or a sum adds up, as far as sizes are known."""
     from passes.analysis.macs import PRODUCTS, node_macs, sized
 
     fixed, sizes = sized(model, input_shapes)
-    products = means = 1
-    for node in fixed.graph if sizes is not None else ():
+    longest = 1
+    if sizes is None:
+        return longest
+    for node in fixed.graph:
         first = None if not node.inputs or node.inputs[0] is None else node.inputs[0]
-        read = None if first is None or sizes is None else sizes.shape.get(first)
-        out = None if sizes is None else sizes.shape.get(node.outputs[0])
-        if sizes is None or read is None or not out or 0 in out:
+        read = None if first is None else sizes.shape.get(first)
+        out = sizes.shape.get(node.outputs[0])
+        if read is None or not out or 0 in out:
             continue
         if node.op_type in PRODUCTS:
-            macs = node_macs(node, sizes.shape.get) or 0
-            products = max(products, macs // math.prod(out))
+            longest = max(longest, (node_macs(node, sizes.shape.get) or 0) // math.prod(out))
         elif node.op_type in MEANS:
-            means = max(means, math.prod(read) // math.prod(out))
-    return LongestSums(products, means)
+            longest = max(longest, math.prod(read) // math.prod(out))
+    return longest
 
 
 def _constant_bytes(model: ir.Model) -> int:

@@ -27,7 +27,7 @@ from deploykit.runtimes.onnxruntime import Session
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from deploykit.runtimes import TensorSpec
 
@@ -56,9 +56,6 @@ TOLERANCES = {"float64": 1e-9, "float32": 1e-4, "float16": 5e-3, "int8": 2e-2, "
 EPSILONS = {"float64": 2.0**-52, "float32": 2.0**-23, "float16": 2.0**-10, "bfloat16": 2.0**-7}
 LEAST_ROUNDINGS, LEAST_ROUNDINGS_HALF, MOST_ROUNDINGS = 16.0, 4.0, 256.0
 """How many roundings of an output's size its error may be: of short sums, of types of 16 bits, of the longest sums."""
-
-LANES = 32.0
-"""What the roundings of a mean of many numbers are divided by: 16 sums side by side, and half a unit each on average."""
 
 NOISE_FACTOR = 3.0
 NOISE_LIMIT = 100.0
@@ -194,19 +191,17 @@ class Reference:
     def rounding(self) -> float:
         """What rounding may change in an output, as a share of its size.
 
-        A sum of n numbers errs by about the square root of n roundings. A mean of n numbers of the same sign, such as a
-        constant map, is rounded the same way again and again: n times, shared by the lanes in which it is summed. Types of
-        16 bits are summed in 32 bits and rounded once a layer, so the length of their sums does not count.
+        A sum of n numbers errs by about the square root of n roundings. Types of 16 bits are summed in 32 bits and
+        rounded once a layer, so the length of their sums does not count.
         """
         epsilon = EPSILONS.get(self.precision, EPSILONS["float32"])
         if self.precision in {"float16", "bfloat16"}:
             return LEAST_ROUNDINGS_HALF * epsilon
-        from deploykit.size import longest_sums
+        from deploykit.size import longest_sum
 
         shapes = {name: array.shape for name, array in self.inputs[0].items()}
-        longest = longest_sums(one_file.load(Path(self.path)), shapes)
-        of_products = min(max(LEAST_ROUNDINGS, math.sqrt(longest.products)), MOST_ROUNDINGS)
-        return max(of_products, longest.means / LANES) * epsilon
+        length = longest_sum(one_file.load(Path(self.path)), shapes)
+        return min(max(LEAST_ROUNDINGS, math.sqrt(length)), MOST_ROUNDINGS) * epsilon
 
     @functools.cached_property
     def noise(self) -> Mapping[str, tuple[float, ...]]:
@@ -232,17 +227,17 @@ class Reference:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Inputs:
-    """Inputs that a model was seen to run on.
+    """Inputs that a model was seen to run on, or the first of them.
 
     Attributes:
         feeds: arrays by input name, one entry a run.
         notes: what was tried and refused by the model, in words.
-        outputs: what the model returned, one entry a run.
+        probe: what the model returned on the first of them.
     """
 
     feeds: tuple[Feeds, ...]
     notes: tuple[str, ...] = ()
-    outputs: tuple[Mapping[str, Array], ...] = ()
+    probe: Mapping[str, Array] = dataclasses.field(default_factory=dict)
 
 
 def validate(
@@ -280,7 +275,9 @@ def run_reference(
     *,
     threads: int | None = None,
     given: int = 0,
-    known: Sequence[Mapping[str, Array]] = (),
+    known: Mapping[int, Mapping[str, Array]] | None = None,
+    is_lenient: bool = False,
+    is_wanted: Callable[[], bool] = lambda: True,
 ) -> Reference:
     """Run the original on all inputs; the first `given` are the user's own.
 
@@ -289,7 +286,9 @@ def run_reference(
         inputs: arrays by input name, one entry a run.
         threads: threads to run with; None leaves the number to the runtime.
         given: how many of the inputs, the first ones, the user gave.
-        known: what it was seen to return on the last inputs; it is not run on these again.
+        known: what it was seen to return already, by position of the input; it is not run on these again.
+        is_lenient: whether inputs that the user did not give are left out where the model refuses them.
+        is_wanted: asked before each run whether to go on; the result is of no use once it says no.
 
     Raises:
         ModelError: it does not run on one of them.
@@ -298,9 +297,20 @@ def run_reference(
     if not inputs:
         msg = "there are no inputs to compare the models on"
         raise UsageError(msg)
+    needed = given if is_lenient else len(inputs)
+    runs: list[tuple[Mapping[str, Array], Mapping[str, Array]]] = []
     try:
         with Session(original, threads=threads, optimization="none") as session:
-            outputs = tuple(session.run(feeds) for feeds in inputs[: len(inputs) - len(known)])
+            for index, feeds in enumerate(inputs):
+                if not is_wanted():
+                    break
+                try:
+                    outputs = (known or {}).get(index) or session.run(feeds)
+                except ModelError:
+                    if index < needed:
+                        raise
+                else:
+                    runs.append((feeds, outputs))
     except ModelError as error:
         msg = (
             f"the original model cannot be run, so nothing can be compared with it: {error} "
@@ -309,8 +319,8 @@ def run_reference(
         raise ModelError(msg) from error
     return Reference(
         str(original),
-        tuple(inputs),
-        (*outputs, *known),
+        tuple(feeds for feeds, _ in runs),
+        tuple(outputs for _, outputs in runs),
         find_precision(original),
         threads,
         given,
@@ -403,6 +413,7 @@ def find_inputs(
     count: int = INPUTS,
     seed: int = 0,
     threads: int | None = None,
+    probe_only: bool = False,
 ) -> Inputs:
     """Generate inputs, and keep those that the model runs on.
 
@@ -415,6 +426,7 @@ def find_inputs(
         count: how many inputs to generate.
         seed: of the random numbers.
         threads: threads to run with; None leaves the number to the runtime.
+        probe_only: whether to run the first input only, and to keep the others unseen.
 
     Returns:
         at least one input.
@@ -470,13 +482,9 @@ def find_inputs(
             specs, shapes, count=count, seed=seed, integer_limit=limit, sizes=(first, second)
         )
         # The first of them is the probe.
-        pairs = [(probe, returned), *((each, run(each)) for each in feeds[1:])]
-    kept = [(each, outputs) for each, outputs in pairs if outputs is not None]
-    return Inputs(
-        tuple(each for each, _ in kept),
-        tuple(notes),
-        tuple(outputs for _, outputs in kept),
-    )
+        if not probe_only:
+            feeds = [probe, *(each for each in feeds[1:] if run(each) is not None)]
+    return Inputs(tuple(feeds), tuple(notes), returned)
 
 
 def _other_sizes(first: Sizes) -> tuple[Sizes, ...]:

@@ -332,18 +332,15 @@ def build(place: Place, count: int) -> ir.Model:
     """The layer as a model of its own, with so many output channels and random weights."""
     import onnx_ir as ir
 
+    from passes import weights
+
     dice = np.random.default_rng(0)
     dtype = ir.DataType.from_numpy(place.dtype)
     initializers: list[ir.Value] = []
 
     def weight(name: str, shape: Sequence[int]) -> ir.Value:
-        array = dice.standard_normal(shape).astype(place.dtype)
-        value = ir.Value(
-            name=name,
-            type=ir.TensorType(dtype),
-            shape=ir.Shape(shape),
-            const_value=ir.tensor(array),
-        )
+        value = ir.Value(name=name)
+        weights.fill(value, dice.standard_normal(shape).astype(place.dtype))
         initializers.append(value)
         return value
 

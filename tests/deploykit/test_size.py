@@ -31,5 +31,5 @@ def test_shapes_with_overwritten_elements_are_followed():
     nodes = [node.op_type for node in model.graph]
     assert count_macs(model, {"x": (4, 6)}) == 4 * 2 * 3 * 5
     assert [node.op_type for node in model.graph] == nodes
-    assert size.longest_sums(model, {"x": (4, 6)}).products == 3
+    assert size.longest_sum(model, {"x": (4, 6)}) == 3
     assert size.count(model, {"x": (4, 6)}).constant_bytes == 4 * 8 + 3 + 15 * 4

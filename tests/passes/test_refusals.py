@@ -1086,6 +1086,10 @@ ELSEWHERE = {
     "its only channel cannot become several": "said to padded channels",
     "a table has no zero channels to pad with": "said to padded channels",
     "every channel is convolved into several": "keeps channels from being padded, not from being cut",
+    "'{}' works on a tensor without elements": "nothing is computed there, so that a cut changes nothing either",
+    "the plan does not list them": "a wish, see test_saved_plans",
+    "the plan does not list channel {} of '{}', which they go together with": "a wish, see test_saved_plans",
+    "the plan puts nothing behind channel {} of '{}', which goes together with it": "said to padded channels",
     "its operands cover one another only in part": "no graph leads there: the result has the tags of one operand",
 }
 """Reasons that no dead channel of a valid model gets, with where they belong."""
