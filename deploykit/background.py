@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from typing import Generic, TypeVar
+from typing import TYPE_CHECKING, Generic, TypeVar
+
+if TYPE_CHECKING:
+    from typing import Self
 
 __all__ = ["Later"]
 
@@ -12,19 +15,19 @@ Result = TypeVar("Result")
 
 
 class Later(Generic[Result]):
-    """The result of a function that runs in the background from now on.
+    """The result of a function that runs in the background from now on; a context manager that leaves nothing running.
 
     Args:
-        function: what to do.
-        may_be_abandoned: whether the process may end while it runs. Not what calls a native library that must not
-            be torn down under it.
+        function: what to do. It gets a function that tells whether somebody still wants the result.
     """
 
-    def __init__(self, function: Callable[[], Result], *, may_be_abandoned: bool) -> None:
+    def __init__(self, function: Callable[[Callable[[], bool]], Result]) -> None:
         self._function = function
         self._results: list[Result] = []
         self._error: BaseException | None = None
-        self._thread = threading.Thread(target=self._run, daemon=may_be_abandoned)
+        self._is_wanted = True
+        # Python waits for no such thread when it ends.
+        self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
 
     def result(self) -> Result:
@@ -34,8 +37,16 @@ class Later(Generic[Result]):
             raise self._error
         return self._results[0]
 
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        # What calls a native library must not run while that is torn down.
+        self._is_wanted = False
+        self._thread.join()
+
     def _run(self) -> None:
         try:
-            self._results.append(self._function())
+            self._results.append(self._function(lambda: self._is_wanted))
         except BaseException as error:  # noqa: BLE001 - it is raised where the result is asked for
             self._error = error

@@ -112,7 +112,7 @@ def load(path: Path, *, hash_ahead: bool = False) -> Source:
     hashing = None
     if hash_ahead:
         # Hashing leaves the interpreter to others, and takes a second for a gigabyte.
-        hashing = Later(lambda: content_hash(path, data_files), may_be_abandoned=True)
+        hashing = Later(lambda _: content_hash(path, data_files))
     is_sorted = _refuse_unbound(proto.graph, frozenset(), path)
     if is_sorted:
         # What comes before its inputs cannot be inferred; runtimes sort such graphs first, and so do we, below.

@@ -31,7 +31,8 @@ class OutputChange:
         max_rel_error: the same in relation to what the output moves by on that input; integers, bools and strings: the
             largest share of elements that differ.
         mean_abs_error: absolute difference, the mean over all elements.
-        mean_rel_error: as `max_rel_error`, the mean over all elements and inputs.
+        mean_rel_error: the same in relation to what the elements move by, on average over all of them; of integers, bools and
+            strings the share that differs.
         agreement: share of rows whose largest element is where it was, 0 to 1: of outputs that look like the scores of a
             classifier, which are floats of shape `(rows, classes)`; None for others.
     """
@@ -62,10 +63,14 @@ def find_changes(
     rows = []
     for name in expected[0]:
         mine, theirs = [each[name] for each in expected], [each[name] for each in actual]
-        scales = find_scales(mine)
+        scales, typical = find_scales(mine), find_scales(mine, average=True)
         for on, part in (("given", slice(given)), ("generated", slice(given, None))):
             if mine[part]:
-                rows.append(find_change(name, on, mine[part], theirs[part], scales[part]))
+                rows.append(
+                    find_change(
+                        name, on, mine[part], theirs[part], (scales[part], typical[part])
+                    )
+                )
     return tuple(rows)
 
 
@@ -74,9 +79,9 @@ def find_change(
     on: str,
     expected: Sequence[Array],
     actual: Sequence[Array],
-    scales: Sequence[float],
+    scales: tuple[Sequence[float], Sequence[float]],
 ) -> OutputChange:
-    """How one output changed on inputs of one kind, with what its errors are held against on each of them."""
+    """How one output changed on inputs of one kind, with what its errors, and their mean, are held against on each."""
     errors = [find_errors(*pair) for pair in zip(expected, actual, strict=True)]
     largest = [float(each.max(initial=0.0)) for each in errors]
     means = [float(each.mean()) if each.size else 0.0 for each in errors]
@@ -87,25 +92,24 @@ def find_change(
         on=on,
         inputs=len(errors),
         max_abs_error=max(largest),
-        max_rel_error=max(map(relative, told, scales)),
+        max_rel_error=max(map(relative, told, scales[0])),
         mean_abs_error=math.fsum(means) / len(means),
-        mean_rel_error=math.fsum(map(relative, means, scales)) / len(means),
+        mean_rel_error=relative(math.fsum(means), math.fsum(scales[1])),
         agreement=find_agreement(expected, actual),
     )
 
 
-def find_scales(outputs: Sequence[Array]) -> list[float]:
-    """What errors of an output are held against, for each input."""
+def find_scales(outputs: Sequence[Array], *, average: bool = False) -> list[float]:
+    """What the largest error of an output is held against on each input; or, with `average`, the mean one."""
     if outputs[0].dtype.kind != "f":
         return [1.0] * len(outputs)
-    sizes = [
-        float(np.abs(array[np.isfinite(array)], dtype=np.float64).max(initial=0.0))
-        for array in outputs
-    ]
-    return [
-        max(spread, LEAST_SPREAD * size)
-        for spread, size in zip(find_spreads(outputs), sizes, strict=True)
-    ]
+    over = np.mean if average else np.max
+    scales = []
+    for array, spread in zip(outputs, find_spreads(outputs, average=average), strict=True):
+        finite = np.abs(array[np.isfinite(array)], dtype=np.float64)
+        size = float(over(finite)) if finite.size else 0.0
+        scales.append(max(spread, LEAST_SPREAD * size))
+    return scales
 
 
 def find_errors(expected: Array, actual: Array) -> Array:
@@ -137,11 +141,15 @@ def find_agreement(expected: Sequence[Array], actual: Sequence[Array]) -> float 
     return float(same.mean()) if same.size else None
 
 
-def find_spreads(outputs: Sequence[Array]) -> list[float]:
-    """How far an output moves, for each input: its largest distance from the median output of its shape.
+def find_spreads(outputs: Sequence[Array], *, average: bool = False) -> list[float]:
+    """How far an output moves, for each input: the largest distance of its elements from their median over all inputs.
 
     The median, and a figure for each input, because a single input with huge outputs must not excuse the errors of the
     others. An output that is the only one of its shape is measured by the range of its own elements.
+
+    Args:
+        outputs: an output on all inputs.
+        average: take the mean distance of the elements, and not the largest.
     """
     spreads = [0.0] * len(outputs)
     groups: dict[tuple[int, ...], list[int]] = {}
@@ -153,9 +161,11 @@ def find_spreads(outputs: Sequence[Array]) -> list[float]:
         stack = np.stack([outputs[index] for index in members]).astype(np.float64)
         stack[~np.isfinite(stack)] = 0.0
         if len(members) == 1:
-            spreads[members[0]] = float(np.ptp(stack)) or float(np.abs(stack).max())
+            alone = float(np.abs(stack - stack.mean()).mean() if average else np.ptp(stack))
+            spreads[members[0]] = alone or float(np.abs(stack).max())
             continue
         middle = np.median(stack, axis=0)
         for index, array in zip(members, stack, strict=True):
-            spreads[index] = float(np.abs(array - middle).max())
+            apart = np.abs(array - middle)
+            spreads[index] = float(apart.mean() if average else apart.max())
     return spreads

@@ -15,7 +15,7 @@ import math
 import platform
 import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
@@ -33,6 +33,7 @@ from deploykit import (
     saved_plans,
     size,
 )
+from deploykit.background import Later
 from deploykit.choice import ORIGINAL, Choice, Form, choose, shortlist
 from deploykit.errors import DeploykitError, ModelError, PassFailed, RuntimeUnavailable
 from deploykit.instruments import Dump
@@ -132,7 +133,8 @@ class Start:
         source: as it was read.
         model: the model that counts as the original: that of the source, with masks applied.
         path: a file of that model.
-        reference: what it computes.
+        feeds: the inputs that models are measured with.
+        later: what it computes, when that is known.
         size: how large it is.
         warnings: what was found on the way.
     """
@@ -140,14 +142,15 @@ class Start:
     source: model_io.Source
     model: ir.Model
     path: Path
-    reference: Reference
+    feeds: Feeds
+    later: Later[Reference]
     size: size.ModelSize
     warnings: tuple[str, ...]
 
     @property
-    def feeds(self) -> Feeds:
-        """The inputs that models are measured with."""
-        return self.reference.inputs[0]
+    def reference(self) -> Reference:
+        """What it computes."""
+        return self.later.result()
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -235,9 +238,14 @@ def optimize(
     began = time.perf_counter()
     recipe, saved = _settled(request.recipe)
     target = find_target(recipe)
-    with OutputFolder(out, force=force, sources=[request.source]) as folder:
+    with (
+        OutputFolder(out, force=force, sources=[request.source]) as folder,
+        contextlib.ExitStack() as running,
+    ):
         progress("reading the model")
         start = _start(request.source, recipe, folder.work)
+        # The original runs beside the passes: they want one core, and a heavy model takes as long.
+        running.enter_context(start.later)
         folder.protect(start.source.files)
         if saved is not None:
             saved.check_source(recipe.plan, request.source, start.source.sha256)
@@ -390,7 +398,9 @@ def _start(path: Path, recipe: Recipe, work: Path) -> Start:
         original = work / "original" / "model.onnx"
         model_io.save(model, original, external=source.is_external, sources=source.files)
     is_heavy = weights.size_bytes(model) >= HEAVY_BYTES
-    inputs = find_inputs(original, recipe.shape, count=FEWER_INPUTS if is_heavy else INPUTS)
+    inputs = find_inputs(
+        original, recipe.shape, count=FEWER_INPUTS if is_heavy else INPUTS, probe_only=True
+    )
     warnings = list(inputs.notes)
     if is_heavy:
         warnings.append(
@@ -406,13 +416,23 @@ def _start(path: Path, recipe: Recipe, work: Path) -> Start:
             feeds = [
                 each for file in recipe.inputs for each in load_inputs(file, session.inputs)
             ] + feeds
-    reference = run_reference(
-        original, feeds, given=len(feeds) - len(inputs.feeds), known=inputs.outputs
-    )
+    given = len(feeds) - len(inputs.feeds)
+
+    def refer(is_wanted: Callable[[], bool]) -> Reference:
+        return run_reference(
+            original,
+            feeds,
+            given=given,
+            known={given: inputs.probe},
+            is_lenient=True,
+            is_wanted=is_wanted,
+        )
+
     shapes = {name: array.shape for name, array in feeds[0].items()}
     if not recipe.inputs:
         warnings += _assumption(model, recipe, shapes)
-    return Start(source, model, original, reference, size.count(model, shapes), tuple(warnings))
+    counted = size.count(model, shapes)
+    return Start(source, model, original, feeds[0], Later(refer), counted, tuple(warnings))
 
 
 def _assumed_shapes(
@@ -575,6 +595,7 @@ def _decide(job: Job) -> Decision:
     if fault is not None:
         return Decision("differs", fault, plain, validations)
     if job.recipe.profile:
+        _ = job.start.source.sha256  # nothing else may run while something is measured
         choice, measured = _choose(job, validations)
     else:
         choice, measured = (

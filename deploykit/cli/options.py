@@ -30,6 +30,9 @@ __all__ = [
     "set_verbosity",
 ]
 
+LOG_SUFFIXES = (".log", ".txt")
+"""Files that are there already are only added to if their names end so: they might be models."""
+
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 
@@ -130,6 +133,16 @@ def set_verbosity(ctx: click.Context, verbose: int, quiet: int, log_file: Path |
     # What a library says of a model is for who calls it; what a user has to know is in a message of ours.
     logging.getLogger("onnx_ir").setLevel(logging.CRITICAL)
     if log_file is not None:
+        if (
+            log_file.exists()
+            and log_file.suffix not in LOG_SUFFIXES
+            and not log_file.is_char_device()
+        ):
+            msg = (
+                f"cannot log to '{log_file}': it is there already, and its name is none of a log. "
+                f"Give a name that ends in {' or '.join(LOG_SUFFIXES)}, or a new one."
+            )
+            raise UsageError(msg)
         try:
             handlers.append(LogFile(log_file, encoding="utf-8", errors="backslashreplace"))
         except OSError as error:

@@ -222,8 +222,8 @@ def change_sentence(report: Report) -> str:
     worst = max(rows, key=lambda row: row.mean_rel_error)
     names = [record.name for record in report.passes if record.modified and not record.exact]
     text = (
-        f"The outputs changed, as {' and '.join(names)} does: by {error_text(worst.mean_rel_error)} of what they move by on "
-        f"average, {error_text(worst.max_rel_error)} at most, on {worst.inputs} {on} inputs"
+        f"The outputs changed, as {' and '.join(names)} does: on average by {error_text(worst.mean_rel_error)} of what they "
+        f"move by, at most by {error_text(worst.max_rel_error)}, on {worst.inputs} {on} inputs"
     )
     agreed = [row.agreement for row in rows if row.agreement is not None]
     if agreed:

@@ -121,12 +121,18 @@ def test_passes_are_listed(run):
         (["{network}", "--dry-run", "--shape", "y:9x9"], 2, "'y', which is no input"),
         (["{text}", "-o", "{out}"], 3, "is not an ONNX model"),
         (["{network}", "-o", "{out}", "--wrong"], 2, "No such option"),
+        (
+            ["{network}", "-o", "{out}", "--log-file", "{network}"],
+            2,
+            "its name is none of a log",
+        ),
     ],
 )
 def test_mistakes_are_told_without_a_traceback(
     run, network, tmp_path, arguments, code, message
 ):
     full, done, words = tmp_path / "full", tmp_path / "done", tmp_path / "text.onnx"
+    untouched = network.read_bytes()
     full.mkdir()
     (full / "thesis.txt").write_text("years of work")
     done.mkdir()
@@ -148,6 +154,7 @@ def test_mistakes_are_told_without_a_traceback(
     assert result.stdout == ""
     assert not (tmp_path / "out").exists()
     assert (full / "thesis.txt").read_text() == "years of work"
+    assert network.read_bytes() == untouched
 
 
 def test_force_replaces_an_earlier_result(run, network, tmp_path):
