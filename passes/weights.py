@@ -119,12 +119,14 @@ def constant_tensor(node: ir.Node) -> ir.TensorProtocol | None:
     ((name, attribute),) = node.attributes.items()
     if attribute.is_ref():
         return None
-    match name:
-        case "value":
+    kinds = ir.AttributeType
+    # The type counts as well: a file may hold anything under any name.
+    match name, attribute.type:
+        case "value", kinds.TENSOR:
             return attribute.as_tensor()
-        case "value_float" | "value_floats":
+        case ("value_float", kinds.FLOAT) | ("value_floats", kinds.FLOATS):
             return ir.Tensor(np.asarray(attribute.value, dtype=np.float32))
-        case "value_int" | "value_ints":
+        case ("value_int", kinds.INT) | ("value_ints", kinds.INTS):
             return ir.Tensor(np.asarray(attribute.value, dtype=np.int64))
         case _:
             return None
