@@ -38,6 +38,7 @@ from tests.deploykit.conftest import make_network
 MEMORY_BYTES = 6 << 30
 LIMIT_S = 60
 RUN_S = 5.0
+ROUNDING = 1e-3
 CODES = {0, 1, 2, 3, 4}
 BUG = 70
 
@@ -129,6 +130,11 @@ def corpus(seed: int, count: int) -> list[onnx.ModelProto]:
     @hypothesis.seed(seed)
     @hypothesis.given(strategies.cases())
     def gather(case: strategies.Case) -> None:
+        # Sizes are what the case was made for: at the 224 x 224 that are assumed else, its means round too much to compare.
+        for value in case.proto.graph.input:
+            for size in value.type.tensor_type.shape.dim[1:]:
+                if size.dim_param:
+                    size.dim_value = case.sizes.get(size.dim_param, 8)
         models.append(case.proto)
 
     gather()
@@ -513,6 +519,11 @@ def try_case(
             ):
                 # What zeros meet inside of such a model is no number either, and no zero cancels it.
                 verdict = "is not finite"
+            elif verdict == "differs" and (
+                (document["validation"]["max_abs_error"] or np.inf) < ROUNDING
+            ):
+                # Means of large maps round more than the comparison allows; `tests.hunt` looks for small errors.
+                verdict = "differs in rounding"
             outcome = dataclasses.replace(outcome, verdict=verdict)
         counts[f"{command[0]}: exit code {outcome.code} {outcome.verdict}".strip()] += 1
         wrong = problem(outcome)
