@@ -38,6 +38,9 @@ __all__ = [
 MAX_IR_VERSION = 13
 """The newest IR version that ONNX Runtime 1.31 reads; newer `onnx` packages write newer ones by default."""
 
+FREE_INITIALIZERS = 4
+"""The first IR version in which an initializer need not be an input as well."""
+
 ONE_FILE_LIMIT_BYTES = 2**31 - 2**24
 """protobuf's limit of 2 GiB, less room for everything that is not a weight."""
 
@@ -187,7 +190,7 @@ def save(model: ir.Model, path: Path, *, external: bool, sources: Sequence[Path]
         raise UsageError(msg)
     external = external or _weights_bytes(model) > ONE_FILE_LIMIT_BYTES
     written = _without_small_views(model)
-    written.ir_version = min(model.ir_version, MAX_IR_VERSION)
+    written.ir_version = min(_version_for(model), MAX_IR_VERSION)
     try:
         if external:
             ir.save(written, path, external_data=data.name, size_threshold_bytes=SMALL_BYTES)
@@ -196,6 +199,15 @@ def save(model: ir.Model, path: Path, *, external: bool, sources: Sequence[Path]
     except (ValueError, RuntimeError, TypeError) as error:
         msg = f"cannot serialize the model for '{path}': {error}"
         raise ModelError(msg) from error
+
+
+def _version_for(model: ir.Model) -> int:
+    """The IR version of the model, or the first one that allows what it holds.
+
+    Before version 4 every initializer is an input too. Runtimes forgive one that is not, unless only a subgraph reads it.
+    """
+    listed = all(value.is_graph_input() for value in model.graph.initializers.values())
+    return model.ir_version if listed else max(model.ir_version, FREE_INITIALIZERS)
 
 
 def data_file(path: Path) -> Path:

@@ -101,6 +101,36 @@ def test_a_newer_ir_version_is_lowered_on_save_only(network, tmp_path):
     assert model.ir_version == model_io.MAX_IR_VERSION + 1
 
 
+def test_a_weight_that_only_a_subgraph_reads_survives_an_old_ir_version(tmp_path):
+    """Below version 4 runtimes look for initializers among the inputs; in the main graph alone they forgive."""
+    import onnxruntime
+
+    def branch(name, negated):
+        made = helper.make_node("Neg" if negated else "Identity", ["w"], [name])
+        return helper.make_graph([made], name, [], [helper.make_empty_tensor_value_info(name)])
+
+    choice = helper.make_node(
+        "If", ["c"], ["y"], then_branch=branch("t", False), else_branch=branch("e", True)
+    )
+    told = [helper.make_tensor_value_info("c", TensorProto.BOOL, [])]
+    out = [helper.make_tensor_value_info("y", TensorProto.FLOAT, [2])]
+    weight = numpy_helper.from_array(np.float32([1, 2]), "w")
+    graph = helper.make_graph([choice], "main", told, out, [weight])
+    old = helper.make_model(graph, ir_version=3, opset_imports=[helper.make_opsetid("", 13)])
+    (tmp_path / "old.onnx").write_bytes(old.SerializeToString())
+    model = model_io.load(tmp_path / "old.onnx").model
+    model_io.save(model, tmp_path / "new.onnx", external=False)
+    session = onnxruntime.InferenceSession(tmp_path / "new.onnx")
+    (answer,) = session.run(None, {"c": np.array(False)})
+    np.testing.assert_array_equal(answer, [-1, -2])
+    listed = helper.make_tensor_value_info("w", TensorProto.FLOAT, [2])
+    old.graph.input.append(listed)  # as version 3 wants it
+    (tmp_path / "old.onnx").write_bytes(old.SerializeToString())
+    model = model_io.load(tmp_path / "old.onnx").model
+    model_io.save(model, tmp_path / "newer.onnx", external=False)
+    assert onnx.load(tmp_path / "newer.onnx").ir_version == 3
+
+
 def test_the_data_of_a_weight_counts_more_than_what_is_said_of_it(tmp_path):
     def lie(model):
         model.graph.value_info.append(
