@@ -221,6 +221,7 @@ def refuse_names(proto: onnx.ModelProto, path: Path) -> None:
                     "Rename one, or export it again."
                 )
                 raise UnsupportedModel(msg)
+        _refuse_contradictions(graph, path)
     for node in proto.graph.node:
         for attribute in node.attribute:
             if attribute.ref_attr_name:
@@ -229,6 +230,56 @@ def refuse_names(proto: onnx.ModelProto, path: Path) -> None:
                     "and the node is in none. Export it again."
                 )
                 raise UnsupportedModel(msg)
+
+
+def _refuse_contradictions(graph: onnx.GraphProto, path: Path) -> None:
+    """Refuse an input that is described once more, as an output for example, and differently."""
+    said = {value.name: value.type for value in graph.input}
+    for value in (*graph.output, *graph.value_info):
+        first = said.get(value.name)
+        if first is not None and not _agree(first, value.type):
+            msg = (
+                f"'{path}' describes the input '{value.name}' twice, as {_words(first)} and as {_words(value.type)}. "
+                "Export it again, or give one of the two tensors another name."
+            )
+            raise UnsupportedModel(msg)
+
+
+def _agree(first: onnx.TypeProto, other: onnx.TypeProto) -> bool:
+    """Whether one tensor can be of both types; what is left open agrees with everything."""
+    if first.WhichOneof("value") != "tensor_type" or other.WhichOneof("value") != "tensor_type":
+        return not (first.WhichOneof("value") and other.WhichOneof("value")) or first == other
+    one, two = first.tensor_type, other.tensor_type
+    if one.elem_type and two.elem_type and one.elem_type != two.elem_type:
+        return False
+    if not (one.HasField("shape") and two.HasField("shape")):
+        return True
+    sizes = [
+        tuple(dim.dim_value if dim.HasField("dim_value") else None for dim in kind.shape.dim)
+        for kind in (one, two)
+    ]
+    return len(sizes[0]) == len(sizes[1]) and all(
+        size == again or size is None or again is None
+        for size, again in zip(*sizes, strict=True)
+    )
+
+
+def _words(kind: onnx.TypeProto) -> str:
+    """A type in words, as in 'float[1, ?, 8]'."""
+    import onnx
+
+    found = kind.WhichOneof("value")
+    if found != "tensor_type":
+        return str(found).removesuffix("_type")
+    tensor = kind.tensor_type
+    kinds = {number: each.lower() for each, number in onnx.TensorProto.DataType.items()}
+    name: str = kinds.get(tensor.elem_type, f"type {tensor.elem_type}")
+    if not tensor.HasField("shape"):
+        return name
+    sizes = [
+        str(dim.dim_value) if dim.HasField("dim_value") else "?" for dim in tensor.shape.dim
+    ]
+    return f"{name}[{', '.join(sizes)}]"
 
 
 def _refuse_bytes(path: Path, several: Iterable[tuple[str, Iterable[object]]]) -> None:

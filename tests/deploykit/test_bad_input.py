@@ -208,6 +208,11 @@ GRAPHS = {
     "a loop without end": (text("""g (float[1,4] x) => (float[] y) <int64 m = {9223372036854775807}, bool c = {1}> {
         y = Loop (m, c, x) <body = b (int64 i, bool k, float[1,4] v) => (bool k2, float[1,4] v2) {
         k2 = Identity (k) v2 = Relu (v) }> }"""), 3, "did not end within", "loop for ever"),
+    "an input described twice": (
+        bad.text("g (float[1, 4] x) => (float[1, 6] x, float[1, 4] y) { y = Relu(x) }"),
+        3,
+        "describes the input 'x' twice, as float[1, 4] and as float[1, 6]",
+    ),
     "a function that calls itself": (changed(bad.recursive_function), 3, "calls itself"),
     "deep subgraphs": (bad.nested(15), 3, "'if' (If)"),
     "a sound long chain": (bad.chain(300), 0),
