@@ -702,6 +702,19 @@ def test_surplus_dead_channels_of_one_group_stay_and_are_explained() -> None:
     oracle.assert_same_function(proto, rewritten, oracle.make_inputs(proto, {}))
 
 
+def test_a_target_that_fits_one_size_of_an_open_axis_only_pins() -> None:
+    """Such a model runs with a batch of 1, whatever its input declares."""
+    g = Graph(seed=5)
+    first = g.conv(g.input("x", (1, 3, 6), symbols=("n", 3, 6)), 8, 3, pads=[1, 1])
+    g.zero_rows(g.layers[0], (0, 3), clean=True)
+    proto = g.model(g.gemm(g.add("Reshape", [first, g.ints(1, 48)]), 4))
+    rewritten, report = remove(proto, "carrier")
+    assert first_width(rewritten) == 8
+    (reason,) = names_first(report, g)
+    assert "the sizes that 'Reshape' works with" in reason
+    oracle.assert_same_function(proto, rewritten, oracle.make_inputs(proto, {"n": 1}))
+
+
 UNREAD = [
     "unary-Relu",
     "unary-Sigmoid",

@@ -75,7 +75,9 @@ class Reshape:
     def trace(self, node: ir.Node, t: Trace) -> None:
         """Split and merge, and write down the rows that a split makes."""
         value, out = data(node), node.outputs[0]
-        if node.op_type == "Reshape" and len(node.inputs) < 2:
+        # A target of fixed sizes fits some sizes of an open axis only, and not the one that stands in for them.
+        fits = math.prod(t.shape(value)) == math.prod(t.shape(out))
+        if not fits or (node.op_type == "Reshape" and len(node.inputs) < 2):
             UNKNOWN_SIZES.trace(node, t)
             return
         after = compact.reshape(t.get(value), t.shape(value), t.shape(out))
