@@ -1,6 +1,8 @@
 """How far the outputs of a model move: from input to input, and from one model to another that is meant to differ.
 
-Errors are put in relation to how far an output moves from input to input; see `deploykit.validate`.
+Errors that should be none are put in relation to how far an output moves from input to input; see `deploykit.validate`.
+Those that are meant are put in relation to the standard deviation of the output itself, over all its elements on all inputs
+of one kind, which does not depend on what else was tried.
 """
 
 from __future__ import annotations
@@ -28,11 +30,10 @@ class OutputChange:
         on: "given", the user's own inputs, or "generated".
         inputs: how many there are.
         max_abs_error: largest absolute difference.
-        max_rel_error: the same in relation to what the output moves by on that input; integers, bools and strings: the
-            largest share of elements that differ.
+        max_rel_error: the same, in standard deviations of the output; integers, bools and strings: the largest share of
+            elements that differ on one input.
         mean_abs_error: absolute difference, the mean over all elements.
-        mean_rel_error: the same in relation to what the elements move by, on average over all of them; of integers, bools and
-            strings the share that differs.
+        mean_rel_error: the same, in standard deviations of the output; of integers, bools and strings the share that differs.
         agreement: share of rows whose largest element is where it was, 0 to 1: of outputs that look like the scores of a
             classifier, which are floats of shape `(rows, classes)`; None for others.
     """
@@ -63,53 +64,43 @@ def find_changes(
     rows = []
     for name in expected[0]:
         mine, theirs = [each[name] for each in expected], [each[name] for each in actual]
-        scales, typical = find_scales(mine), find_scales(mine, average=True)
         for on, part in (("given", slice(given)), ("generated", slice(given, None))):
             if mine[part]:
-                rows.append(
-                    find_change(
-                        name, on, mine[part], theirs[part], (scales[part], typical[part])
-                    )
-                )
+                rows.append(find_change(name, on, mine[part], theirs[part]))
     return tuple(rows)
 
 
 def find_change(
-    name: str,
-    on: str,
-    expected: Sequence[Array],
-    actual: Sequence[Array],
-    scales: tuple[Sequence[float], Sequence[float]],
+    name: str, on: str, expected: Sequence[Array], actual: Sequence[Array]
 ) -> OutputChange:
-    """How one output changed on inputs of one kind, with what its errors, and their mean, are held against on each."""
+    """How one output changed on inputs of one kind."""
     errors = [find_errors(*pair) for pair in zip(expected, actual, strict=True)]
     largest = [float(each.max(initial=0.0)) for each in errors]
     means = [float(each.mean()) if each.size else 0.0 for each in errors]
-    # of what is no float, an element is right or wrong, and the share of wrong ones says more than the worst one
-    told = largest if expected[0].dtype.kind == "f" else means
+    is_float = expected[0].dtype.kind == "f"
+    deviation = find_deviation(expected) if is_float else 1.0
+    mean = math.fsum(means) / len(means)
     return OutputChange(
         output=name,
         on=on,
         inputs=len(errors),
         max_abs_error=max(largest),
-        max_rel_error=max(map(relative, told, scales[0])),
-        mean_abs_error=math.fsum(means) / len(means),
-        mean_rel_error=relative(math.fsum(means), math.fsum(scales[1])),
+        # of what is no float, an element is right or wrong, and the share of wrong ones says more than the worst one
+        max_rel_error=relative(max(largest if is_float else means), deviation),
+        mean_abs_error=mean,
+        mean_rel_error=relative(mean, deviation),
         agreement=find_agreement(expected, actual),
     )
 
 
-def find_scales(outputs: Sequence[Array], *, average: bool = False) -> list[float]:
-    """What the largest error of an output is held against on each input; or, with `average`, the mean one."""
-    if outputs[0].dtype.kind != "f":
-        return [1.0] * len(outputs)
-    over = np.mean if average else np.max
-    scales = []
-    for array, spread in zip(outputs, find_spreads(outputs, average=average), strict=True):
-        finite = np.abs(array[np.isfinite(array)], dtype=np.float64)
-        size = float(over(finite)) if finite.size else 0.0
-        scales.append(max(spread, LEAST_SPREAD * size))
-    return scales
+def find_deviation(outputs: Sequence[Array]) -> float:
+    """Standard deviation of the finite elements of an output on all inputs; where they are all the same, their size."""
+    elements = np.concatenate(
+        [array[np.isfinite(array)].astype(np.float64) for array in outputs]
+    )
+    if not elements.size:
+        return 0.0
+    return float(elements.std()) or float(np.abs(elements).max())
 
 
 def find_errors(expected: Array, actual: Array) -> Array:
@@ -141,7 +132,7 @@ def find_agreement(expected: Sequence[Array], actual: Sequence[Array]) -> float 
     return float(same.mean()) if same.size else None
 
 
-def find_spreads(outputs: Sequence[Array], *, average: bool = False) -> list[float]:
+def find_spreads(outputs: Sequence[Array]) -> list[float]:
     """How far an output moves, for each input: the largest distance of its elements from their median over all inputs.
 
     The median, and a figure for each input, because a single input with huge outputs must not excuse the errors of the
@@ -149,7 +140,6 @@ def find_spreads(outputs: Sequence[Array], *, average: bool = False) -> list[flo
 
     Args:
         outputs: an output on all inputs.
-        average: take the mean distance of the elements, and not the largest.
     """
     spreads = [0.0] * len(outputs)
     groups: dict[tuple[int, ...], list[int]] = {}
@@ -161,11 +151,9 @@ def find_spreads(outputs: Sequence[Array], *, average: bool = False) -> list[flo
         stack = np.stack([outputs[index] for index in members]).astype(np.float64)
         stack[~np.isfinite(stack)] = 0.0
         if len(members) == 1:
-            alone = float(np.abs(stack - stack.mean()).mean() if average else np.ptp(stack))
-            spreads[members[0]] = alone or float(np.abs(stack).max())
+            spreads[members[0]] = float(np.ptp(stack)) or float(np.abs(stack).max())
             continue
         middle = np.median(stack, axis=0)
         for index, array in zip(members, stack, strict=True):
-            apart = np.abs(array - middle)
-            spreads[index] = float(apart.mean() if average else apart.max())
+            spreads[index] = float(np.abs(array - middle).max())
     return spreads

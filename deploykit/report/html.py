@@ -37,6 +37,7 @@ from deploykit.report.wording import (
     count_text,
     error_text,
     group_skips,
+    inputs_text,
     is_lossy,
     latency_note,
     latency_text,
@@ -264,26 +265,27 @@ def _validation(report: Report) -> str:
         Column(""),
     ]
     changed = _changes(report) if is_lossy(report) else ""
-    return (
-        f"<h2>{'How far the outputs moved' if changed else 'Same function?'}</h2>"
-        + (f"<p>{escape(change_sentence(report))}</p>" if changed else "")
-        + "<p>"
-        f"Outputs {compared} those of {reference_text(report)} on {figures[0]} inputs. Largest error: {figures[1]} of "
+    exact = (
+        f"<p>Outputs {compared} those of {reference_text(report)} on {figures[0]} inputs. Largest error: {figures[1]} of "
         f"what an output moves by (allowed: {figures[2]}), {figures[3]} absolute"
         + (f", in '{escape(found.worst_output)}'" if found.worst_output else "")
         + ".</p>"
-        + changed
-        + (folded(f"each output ({len(rows)})", table(columns, rows)) if rows else "")
+    )
+    each = folded(f"each output ({len(rows)})", table(columns, rows)) if rows else ""
+    return f"<h2>{'How far the outputs moved' if changed else 'Same function?'}</h2>" + (
+        f"<p>{escape(change_sentence(report))}</p>{changed}" if changed else exact + each
     )
 
 
 def _changes(report: Report) -> str:
-    """How far the outputs of a lossy run moved; errors are in relation to what an output moves by."""
+    """How far the outputs of a lossy run moved, in standard deviations of the output."""
     found = report.validation
+    changes = () if found is None else found.changes
+    is_classifier = any(row.agreement is not None for row in changes)
     rows = [
         [
             cell(row.output, kind="name"),
-            cell(f"{row.inputs} {row.on}", Shown(f"{place}.inputs", row.inputs)),
+            cell(inputs_text(row), Shown(f"{place}.inputs", row.inputs)),
             cell(
                 error_text(row.mean_rel_error),
                 Shown(f"{place}.mean_rel_error", row.mean_rel_error),
@@ -292,13 +294,13 @@ def _changes(report: Report) -> str:
                 error_text(row.max_rel_error),
                 Shown(f"{place}.max_rel_error", row.max_rel_error),
             ),
-            cell("")
-            if row.agreement is None
-            else cell(
-                f"{100 * row.agreement:.3g} %", Shown(f"{place}.agreement", row.agreement)
+            cell(
+                f"{row.mean_abs_error:.2g}",
+                Shown(f"{place}.mean_abs_error", row.mean_abs_error),
             ),
+            *([_agreement(row.agreement, place)] if is_classifier else []),
         ]
-        for index, row in enumerate(() if found is None else found.changes)
+        for index, row in enumerate(changes)
         for place in [f"validation.changes.{index}"]
     ]
     columns = [
@@ -306,9 +308,17 @@ def _changes(report: Report) -> str:
         Column("inputs", is_number=True),
         Column("mean error", is_number=True),
         Column("largest error", is_number=True),
-        Column("same largest score", is_number=True),
+        Column("mean, absolute", is_number=True),
+        *([Column("same largest score", is_number=True)] if is_classifier else []),
     ]
     return table(columns, rows) if rows else ""
+
+
+def _agreement(share: float | None, place: str) -> Cell:
+    """How often the largest score is where it was."""
+    if share is None:
+        return cell("")
+    return cell(f"{100 * share:.3g} %", Shown(f"{place}.agreement", share))
 
 
 def _latencies(report: Report) -> str:

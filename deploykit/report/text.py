@@ -15,6 +15,7 @@ from deploykit.report.records import Group, Layer, Report
 from deploykit.report.wording import (
     error_text,
     group_skips,
+    inputs_text,
     is_lossy,
     latency_note,
     ratio_text,
@@ -166,7 +167,7 @@ def _validation_line(report: Report) -> str:
     if found is None:
         return ""
     if is_lossy(report) and found.verdict == "differs":
-        return f"outputs: {_compared(report)}, by design; errors are in relation to what an output moves by:"
+        return f"outputs: {_compared(report)}, by design; errors are in standard deviations of the output:"
     return (
         f"outputs: {_compared(report)} on {found.inputs} inputs; largest error {found.max_rel_error:.2g} of what an output "
         f"moves by (allowed {found.tolerance:.2g}), {found.max_abs_error:.2g} absolute"
@@ -174,16 +175,19 @@ def _validation_line(report: Report) -> str:
 
 
 def _changes(rows: Sequence[OutputChange]) -> Table:
-    table = _table("output", "on", "mean error", "largest error", "same largest score")
+    headers = ["output", "on", "mean error", "largest error", "mean absolute error"]
+    is_classifier = any(row.agreement is not None for row in rows)
+    table = _table(*headers, *(["same largest score"] if is_classifier else []))
     for row in rows:
-        agreement = "" if row.agreement is None else f"{100 * row.agreement:.3g} %"
-        cells = (
+        cells = [
             row.output,
-            f"{row.inputs} {row.on} inputs",
+            inputs_text(row),
             error_text(row.mean_rel_error),
             error_text(row.max_rel_error),
-            agreement,
-        )
+            f"{row.mean_abs_error:.2g}",
+        ]
+        if is_classifier:
+            cells.append("" if row.agreement is None else f"{100 * row.agreement:.3g} %")
         table.add_row(*(escape(cell) for cell in cells))
     return table
 

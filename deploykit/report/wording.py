@@ -7,6 +7,7 @@ import re
 import shlex
 from collections.abc import Sequence
 
+from deploykit.output_change import OutputChange
 from deploykit.report.records import Candidate, Count, Report, Skip, Staircase
 
 __all__ = [
@@ -222,13 +223,18 @@ def change_sentence(report: Report) -> str:
     worst = max(rows, key=lambda row: row.mean_rel_error)
     names = [record.name for record in report.passes if record.modified and not record.exact]
     text = (
-        f"The outputs changed, as {' and '.join(names)} does: on average by {error_text(worst.mean_rel_error)} of what they "
-        f"move by, at most by {error_text(worst.max_rel_error)}, on {worst.inputs} {on} inputs"
+        f"The outputs changed, as {' and '.join(names)} does: on average by {error_text(worst.mean_rel_error)} of their "
+        f"standard deviation, at most by {error_text(worst.max_rel_error)}, on {inputs_text(worst)}"
     )
     agreed = [row.agreement for row in rows if row.agreement is not None]
     if agreed:
         text += f"; the largest score is where it was on {100 * min(agreed):.3g} % of them"
     return f"{text}."
+
+
+def inputs_text(change: OutputChange) -> str:
+    """How many inputs a change was seen on, and of which kind."""
+    return f"{change.inputs} {change.on} input{'' if change.inputs == 1 else 's'}"
 
 
 def _at_what_price(report: Report) -> str:

@@ -41,7 +41,8 @@ def scores(path, x):
 
 
 def test_errors_of_hand_made_outputs():
-    # The first input is given. Outputs move by 2 from their median, on either of the last two inputs by 0 and 4.
+    # The first input is given. Its elements deviate by 4 from their mean; those of the other two, taken together, by 2
+    # and by 6 each, which makes the root of 20.
     y = [np.array([[0.0, 8.0], [8.0, 0.0]]) + shift for shift in (0.0, 2.0, 6.0)]
     other = [y[0] + [[1, 0], [0, 0]], y[1] + [[9, 0], [0, 0]], y[2]]
     whole = [np.array([1, 2, 3, 4])] * 3
@@ -54,19 +55,32 @@ def test_errors_of_hand_made_outputs():
     rows = {(row.output, row.on): row for row in found}
     given = rows["y", "given"]
     assert (given.inputs, given.max_abs_error, given.mean_abs_error) == (1, 1.0, 0.25)
-    assert (given.max_rel_error, given.mean_rel_error, given.agreement) == (0.5, 0.125, 1.0)
+    assert (given.max_rel_error, given.mean_rel_error, given.agreement) == (0.25, 0.0625, 1.0)
     drawn = rows["y", "generated"]
-    # the second input is the median itself: 1 % of its largest element is what counts there
     assert drawn.inputs == 2
     assert drawn.max_abs_error == 9.0
-    assert drawn.max_rel_error == pytest.approx(9.0 / 0.1)
-    # 2.25 and 0 on average, where the elements move by 1 % of 6, and by 4
-    assert drawn.mean_rel_error == pytest.approx(2.25 / 4.06)
+    assert drawn.max_rel_error == pytest.approx(9.0 / 20**0.5)
+    assert drawn.mean_rel_error == pytest.approx(1.125 / 20**0.5)
     assert drawn.agreement == 0.75
     assert rows["n", "given"].max_rel_error == 0.0
     integers = rows["n", "generated"]
     assert (integers.max_rel_error, integers.mean_rel_error) == (0.75, 0.5)
     assert integers.agreement is None
+
+
+def test_the_change_on_given_inputs_does_not_depend_on_the_others():
+    dice = np.random.default_rng(0)
+    given = [dice.standard_normal((3, 5))]
+    moved = [given[0] + 0.1]
+    (alone,) = find_changes([{"y": given[0]}], [{"y": moved[0]}], given=1)
+    for others in (1e-3, 1e3):
+        other = [others * dice.standard_normal((3, 5)) for _ in range(4)]
+        rows = find_changes(
+            [{"y": array} for array in given + other],
+            [{"y": array} for array in moved + other],
+            given=1,
+        )
+        assert rows[0] == alone
 
 
 def test_the_change_is_reported_on_given_and_on_generated_inputs(run, dense, real, tmp_path):
