@@ -222,10 +222,20 @@ def find_feeds(request: Request, names: Sequence[str]) -> tuple[Feeds, list[str]
             found[name] = session.inputs
     specs = merge_inputs(found)
     if request.inputs is not None:
-        if request.shapes or request.batch is not None:
-            msg = "--shape and --batch are for generated inputs: leave them out, or leave out --inputs."
+        if request.batch is not None:
+            msg = "--batch is for generated inputs: leave it out, or leave out --inputs."
             raise UsageError(msg)
         several = load_inputs(request.inputs, specs)
+        for name, shape in request.shapes.items():
+            found_shape = several[0][name].shape if name in several[0] else None
+            if found_shape != tuple(shape):
+                what = (
+                    "is not there"
+                    if found_shape is None
+                    else f"has the shape {list(found_shape)}"
+                )
+                msg = f"--shape gives '{name}' {list(shape)}, and in '{request.inputs}' it {what}: leave out one of the two."
+                raise UsageError(msg)
         more = (
             [f"'{request.inputs}' holds {len(several)} inputs; the first one was measured with"]
             if len(several) > 1

@@ -31,7 +31,7 @@ class Recipe:
     """How a model is to be optimized.
 
     Attributes:
-        passes: names of the passes, in order; None for every exact built-in pass.
+        passes: names of the passes, in order; None for every exact built-in pass; with a plus before each, those and these.
         options: values of their options, by pass and option.
         target: name of the target; None to detect it.
         runtime: name of the runtime that validates and measures.
@@ -61,7 +61,7 @@ class Recipe:
     @property
     def pass_names(self) -> tuple[str, ...]:
         """The passes that run."""
-        return registry.default_names() if self.passes is None else self.passes
+        return registry.expanded(self.passes)
 
     def check(self) -> Recipe:
         """Check names and values against what there is; returns the recipe with its options read.
@@ -82,7 +82,7 @@ class Recipe:
                 raise UsageError(msg)
         for name in self.options:
             if name not in self.pass_names:
-                msg = f"options are set for the pass '{name}', which does not run. Add it to the passes."
+                msg = f"options are set for the pass '{name}', which does not run. Add it with --passes +{name}."
                 raise UsageError(msg)
         if self.target is not None and self.target not in TARGETS:
             msg = f"there is no target '{self.target}'. There are: {', '.join(TARGETS)}."
@@ -103,7 +103,8 @@ class Recipe:
             }
             for name, given in self.options.items()
         }
-        return dataclasses.replace(self, options=options)
+        passes = None if self.passes is None else self.pass_names
+        return dataclasses.replace(self, passes=passes, options=options)
 
 
 def read(path: Path) -> Recipe:

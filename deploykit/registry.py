@@ -15,7 +15,7 @@ import importlib.metadata
 import inspect
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from deploykit.errors import UsageError
@@ -31,6 +31,7 @@ __all__ = [
     "all_passes",
     "default_names",
     "defaults",
+    "expanded",
     "find",
     "parse_setting",
     "required",
@@ -133,6 +134,29 @@ def default_names() -> tuple[str, ...]:
     import passes
 
     return tuple(kind.name for kind in passes.BUILTIN if kind.exact)
+
+
+def expanded(names: Sequence[str] | None) -> tuple[str, ...]:
+    """The passes that names stand for: themselves, or with a plus before each, those that run unasked and they.
+
+    Args:
+        names: None for those that run unasked; `("+prune-channels",)` for these and one more, at its place in the order.
+
+    Raises:
+        UsageError: a plus stands before some of them only, or before what is no pass.
+    """
+    if names is None:
+        return default_names()
+    more = [name.removeprefix("+") for name in names if name.startswith("+")]
+    if not more:
+        return tuple(names)
+    if len(more) < len(names):
+        msg = f"a plus before a pass adds it to the default ones, so it goes before all of {', '.join(names)} or before none."
+        raise UsageError(msg)
+    for name in more:
+        find(name)
+    wanted = {*default_names(), *more}
+    return tuple(name for name in all_passes() if name in wanted)
 
 
 def find(name: str) -> Entry:

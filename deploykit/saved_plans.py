@@ -77,9 +77,9 @@ class SavedPlan:
             UsageError: the recipe wants other passes, or not the masks of the plan.
         """
         names = tuple(step.name for step in self.steps)
-        if recipe.passes is not None and recipe.passes != names:
+        if recipe.passes is not None and recipe.pass_names != names:
             msg = (
-                f"the plan '{recipe.plan}' is one for the passes {', '.join(names)}, and {', '.join(recipe.passes)} are "
+                f"the plan '{recipe.plan}' is one for the passes {', '.join(names)}, and {', '.join(recipe.pass_names)} are "
                 "asked for. Leave one of them out."
             )
             raise UsageError(msg)
@@ -234,10 +234,20 @@ class _Reader:
     def text(self, document: object, key: str, where: str) -> str:
         return str(self.take(document, key, str, where))
 
+    def known(self, document: object, keys: Sequence[str], where: str) -> None:
+        """Refuse keys that mean nothing: a misspelt one would change what is done without a word."""
+        if isinstance(document, dict):
+            for key in document:
+                if key not in keys:
+                    raise self.wrong(
+                        f"{where} has a '{key}', and what counts is {', '.join(keys)}"
+                    )
+
     def step(self, document: object) -> PlannedStep:
         from passes.plans import ChannelPlan
 
         name = self.text(document, "name", "a pass")
+        self.known(document, ("name", "options", "channels"), f"the pass '{name}'")
         kind = registry.find(name).kind
         options = self.take(document, "options", dict, f"'{name}'")
         if not registry.accepts(kind, "plan"):
@@ -255,6 +265,7 @@ class _Reader:
             if tensor in dropped or tensor in padded:
                 raise self.wrong(f"'{name}' lists '{tensor}' twice")
             where = f"the entry for '{tensor}'"
+            self.known(row, ("tensor", "of", "drop", "pad", "why"), where)
             if isinstance(row, dict) and "of" in row:
                 sizes[tensor] = self.number(row["of"], where)
             if isinstance(row, dict) and "drop" in row:

@@ -456,9 +456,10 @@ def find_inputs(
             if returned is not None:
                 break
         else:
-            msg = (
-                f"no generated input suits the model: {next(iter(notes))} "
-                "Give inputs with --inputs, or the sizes of its dynamic axes with --shape."
+            msg = f"no generated input suits the model: {next(iter(notes))} " + (
+                "Does it take the sizes given with --shape? Detectors often want multiples of 32."
+                if shapes
+                else "Give inputs with --inputs, or the sizes of its dynamic axes with --shape."
             )
             raise ModelError(msg)
         # What was refused on the way to sizes that suit is no news.

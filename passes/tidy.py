@@ -20,7 +20,7 @@ from passes import shapes, weights
 from passes.analysis import integers
 from passes.analysis.sizes import output_sizes
 from passes.base import Change, Pass, PassReport
-from passes.errors import PassError
+from passes.errors import PassError, UnsupportedGraph
 
 __all__ = ["Tidy"]
 
@@ -100,10 +100,19 @@ def unlist(model: ir.Model) -> int:
 
 
 def inline(model: ir.Model) -> int:
-    """Put the bodies of the model's functions in the place of their calls; returns their number."""
+    """Put the bodies of the model's functions in the place of their calls; returns their number.
+
+    Raises:
+        UnsupportedGraph: one cannot be put there, for example because it is written for another opset.
+    """
     count = len(model.functions)
     if count:
-        InlinePass()(model)
+        try:
+            InlinePass()(model)
+        except ValueError as error:
+            name = "::".join(next(iter(model.functions))[:2])
+            reason = f"the model's functions cannot be inlined: {error}. Export it again without functions"
+            raise UnsupportedGraph(name, reason) from error
     return count
 
 

@@ -43,7 +43,8 @@ def model_options(command: Command) -> Command:
         click.option(
             "--passes",
             metavar="A,B,C",
-            help="Run only these passes, in this order. [default: every exact one]",
+            help="Run only these passes, in this order; with a plus before each, the default ones and these. "
+            "[default: every exact one]",
         ),
         click.option(
             "--set",

@@ -222,8 +222,12 @@ class Pruner:
         """
         return self.finish(self.trial(ratio))
 
-    def at_plan(self, plan: ChannelPlan) -> Pruning:
+    def at_plan(self, plan: ChannelPlan, share: float | None = None) -> Pruning:
         """Prune what a plan lists, and nothing else.
+
+        Args:
+            plan: what to prune.
+            share: of the original's multiply-accumulates, that should be left; the plan goes first, and a Skip says so.
 
         Raises:
             PlanMismatch: it lists what is not there, or has to stay.
@@ -245,7 +249,16 @@ class Pruner:
         for root, pin in listing.unlisted(self.channels, plan.dropped).items():
             self.held.setdefault(root, pin)
         self.groups, self.ranks = [], []
-        return self.finish(self.realise((), ()))
+        pruning = self.finish(self.realise((), ()))
+        if share is None or pruning.macs is None or pruning.macs[1] <= share * pruning.macs[0]:
+            return pruning
+        left = pruning.macs[1] / pruning.macs[0]
+        missed = Skip(
+            "multiply-accumulates",
+            f"the plan leaves {left:.3f} of them, and {share:g} were asked for",
+            "put channels back into the plan, or make a new one",
+        )
+        return dataclasses.replace(pruning, skips=(missed, *pruning.skips))
 
     def at_macs(self, share: float) -> Pruning:
         """Prune until the model has at most a share of its multiply-accumulates, and as close to that as counts allow.
@@ -428,7 +441,7 @@ class Pruner:
         """Why a budget cannot be met."""
         rows = self.macs_by_node(least.replay) or {}
         largest = ", ".join(
-            f"'{label(node)}' {100 * rows[node] / whole:.0f} %"
+            f"'{label(node)}' {100 * rows[node] / max(least.macs, 1):.0f} %"
             for node in sorted(rows, key=lambda node: -rows[node])[:3]
         )
         reasons = [pin.reason for pin in {**least.why, **self.held}.values()]

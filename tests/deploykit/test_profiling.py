@@ -170,6 +170,11 @@ def test_models_with_other_inputs_are_refused_by_both_names(theirs, why):
         (["{network}", "--shape", "x:2x256", "--batch", "3"], 2, "leave one of them out"),
         (["{network}", "--inputs", "{text}"], 2, "cannot be read as inputs"),
         (["{network}", "--inputs", "{text}", "--batch", "2"], 2, "leave out --inputs"),
+        (
+            ["{network}", "--inputs", "{ones}", "--shape", "x:2x256"],
+            2,
+            "it has the shape [3, 256]",
+        ),
         (["{network}", "--runtime", "tvm"], 2, "there is no runtime 'tvm'"),
         (["{network}", "-o", "{network}"], 2, "it is what was to be read"),
         (["{network}", "-o", "{network}/x"], 2, "there is no folder"),
@@ -187,7 +192,9 @@ def test_mistakes_are_told_without_a_traceback(
         "network": network,
         "text": tmp_path / "text.onnx",
         "fixed": tmp_path / "fixed.onnx",
+        "ones": tmp_path / "ones.npz",
     }
+    np.savez(places["ones"], x=np.ones((3, 256), np.float32))
     result = run("profile", *(argument.format(**places) for argument in arguments), *FAST)
     assert result.exit_code == code, result.stderr
     assert message in " ".join(result.stderr.split())

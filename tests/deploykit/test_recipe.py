@@ -41,6 +41,12 @@ def test_the_effective_recipe_names_the_passes(tmp_path):
     assert read(path).passes == ("drop-rows", "repeat"), "exact ones, in their order"
 
 
+def test_a_plus_adds_a_pass_at_its_place():
+    recipe = Recipe(passes=("+halve",)).check()
+    assert recipe.passes == ("drop-rows", "repeat", "halve")
+    assert Recipe(passes=("+repeat",)).pass_names == Recipe().pass_names
+
+
 def test_the_command_line_wins(tmp_path):
     path = tmp_path / "recipe.toml"
     path.write_text("[optimize]\nthreads = 2\n[options.repeat]\ntimes = 3\n", encoding="utf-8")
@@ -85,6 +91,8 @@ def test_a_bad_recipe_says_what_is_bad(tmp_path, text, message):
         (Recipe(options={"repeat": {"times": "x"}}), "'repeat.times' takes int, not 'x'"),
         (Recipe(target="moon"), "no target 'moon'"),
         (Recipe(runtime="moon"), "no runtime 'moon'"),
+        (Recipe(passes=("+halve", "repeat")), "before all of \\+halve, repeat or before none"),
+        (Recipe(passes=("+drop",)), "no pass 'drop'"),
         (Recipe(threads=0), "at least 1"),
         (Recipe(tolerance=0.0), "above 0"),
     ],

@@ -132,6 +132,13 @@ def forget_source(document):
         ),
         (lambda document: channels(document).append({"tensor": "h"}), "lists 'h' twice"),
         (
+            lambda document: channels(document)[0].update(
+                dorp=channels(document)[0].pop("drop")
+            ),
+            "the entry for 'h' has a 'dorp'",
+        ),
+        (lambda document: document["passes"][0].update(channel=[]), "has a 'channel'"),
+        (
             lambda document: document["passes"].append({"name": "prune"}),
             "there is no pass 'prune'",
         ),

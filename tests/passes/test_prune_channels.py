@@ -348,6 +348,17 @@ def test_a_budget_counts_at_the_sizes_that_are_given() -> None:
 # ------------------------------------------------------------------------------ skips and options
 
 
+def test_sizes_that_the_model_does_not_take_are_refused() -> None:
+    g = Graph(2)
+    x = g.conv(g.input("x", (1, 4, 4, 4), symbols=(1, 4, "height", "width")), 16, 1)
+    half = g.add("MaxPool", [x], kernel_shape=[2, 2], strides=[2, 2])
+    twice = g.add("Resize", [half, "", g.const(np.float32([1, 1, 2, 2]), "s")], mode="nearest")
+    both = g.add("Concat", [x, twice], axis=1)
+    model = oracle.from_proto(g.model(g.conv(both, 4, 1)))
+    with pytest.raises(passes.PassError, match=r"'x' \[1, 4, 5, 5\].*multiples of 32"):
+        passes.PruneChannels(macs=0.5, shapes={"x": (1, 4, 5, 5)})(model)
+
+
 def test_what_cannot_go_is_named() -> None:
     report = passes.PruneChannels(ratio=0.5, multiple=1, keep=("a",))(chain(ROWS, COLUMNS))
     assert not report.modified
@@ -400,6 +411,11 @@ def test_a_plan_is_carried_out_as_it_is_edited() -> None:
     report = passes.PruneChannels(plan=fewer)(deep_chain())
     assert report.plan is not None
     assert report.plan.dropped == fewer.dropped
+    report = passes.PruneChannels(plan=fewer, macs=0.4)(deep_chain())
+    left = report.changes[-1].after / report.changes[-1].before
+    assert any(
+        f"leaves {left:.3f} of them, and 0.4 were" in each.reason for each in report.skips
+    )
     last = again.graph.outputs[0].name or ""
     with pytest.raises(passes.PlanMismatch, match="cannot go: they reach the graph output"):
         passes.PruneChannels(plan=passes.ChannelPlan({last: (0,)}))(deep_chain())

@@ -8,7 +8,7 @@ import onnx_ir as ir
 import onnxruntime as ort
 import pytest
 
-from passes import Tidy, weights
+from passes import Tidy, UnsupportedGraph, weights
 
 HEADS = """
 <ir_version: 9, opset_import: ["": 18]>
@@ -242,3 +242,14 @@ g (float[N,1,4] x) => (float[N,300,4] y)
     assert weights.constant(conv.inputs[2]).shape == (300,)
     assert "CastLike" not in ops(twin)
     assert "Expand" not in ops(twin)
+
+
+def test_functions_for_another_opset_are_refused():
+    """The runtime takes such a model; the two cannot be one graph."""
+    proto = onnx.parser.parse_model(
+        '<ir_version: 8, opset_import: ["" : 23, "mine" : 1]>'
+        "g (float[1, 4] x) => (float[1, 4] y) { h = Relu(x) y = mine.f (h) }"
+        '<domain: "mine", opset_import: ["" : 17]> f (a) => (b) { b = Relu(a) }'
+    )
+    with pytest.raises(UnsupportedGraph, match="'mine::f': the model's functions cannot be"):
+        Tidy()(ir.from_proto(proto))
