@@ -252,7 +252,8 @@ def _compare_documents(request: profiling.Request) -> records.Comparison:
     if a.verdict is not None and b.verdict is not None:
         facts.append(_words("verdict", a.verdict, b.verdict))
     if a.ratio is not None and b.ratio is not None:
-        facts.append(_words("time / original", a.ratio, b.ratio))
+        # Whether the two differ is for the ratio between them to say.
+        facts.append(records.Fact("time / original", a.ratio, b.ratio, ""))
     facts += [
         _number(
             what, a.counts[what], b.counts[what], bytes_text if what == "bytes" else count_text
@@ -481,11 +482,13 @@ def _number(what: str, a: int | None, b: int | None, show: object = count_text) 
         "?" if a is None else str(text(a)),
         "?" if b is None else str(text(b)),
         change_text(Count(a, b)),
+        (a, b),
     )
 
 
 def _times(what: str, a: float, b: float) -> records.Fact:
-    return records.Fact(what, seconds_text(a), seconds_text(b), f"{100 * (b / a - 1):+.1f} %")
+    change = f"{100 * (b / a - 1):+.1f} %"
+    return records.Fact(what, seconds_text(a), seconds_text(b), change, (a, b))
 
 
 def _latency_facts(
@@ -493,7 +496,13 @@ def _latency_facts(
 ) -> list[records.Fact]:
     return [
         # How much it changed is for the paired ratio to say.
-        records.Fact(f"latency {name} ({clock})", seconds_text(before), seconds_text(after), "")
+        records.Fact(
+            f"latency {name} ({clock})",
+            seconds_text(before),
+            seconds_text(after),
+            "",
+            (before, after),
+        )
         for name, before, after in (
             ("p50", a.latency.p50_s, b.latency.p50_s),
             ("p99", a.latency.p99_s, b.latency.p99_s),

@@ -213,12 +213,21 @@ class Subject:
 
 @dataclasses.dataclass(frozen=True)
 class Fact:
-    """Something that both sides have, in words, and how it changed."""
+    """Something that both sides have, and how it changed.
+
+    Attributes:
+        what: its name.
+        a: of the first, in words.
+        b: of the second, in words.
+        change: from the first to the second, in words; empty where a ratio with an interval says it.
+        values: both as numbers, in seconds, bytes or as a count; None what is not known, or no number.
+    """
 
     what: str
     a: str
     b: str
     change: str
+    values: tuple[float | None, float | None] = (None, None)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -247,6 +247,13 @@ def test_two_models_are_compared_by_outputs_size_and_time(run, pair):
     assert pairs["hidden"]["b_s"] < pairs["hidden"]["a_s"]
     facts = {fact["what"]: fact for fact in document["facts"]}
     assert facts["parameters"]["change"].startswith("-")
+    held = [
+        sum(np.prod(tensor.dims) for tensor in onnx.load(path).graph.initializer)
+        for path in (large, small)
+    ]
+    assert facts["parameters"]["values"] == held
+    p50_s = [model["latency"]["p50_s"] for model in document["profile"]["models"]]
+    assert next(row for name, row in facts.items() if "p50" in name)["values"] == p50_s
     table = run("compare", large, small, *FAST, "--batch", "16").stdout
     assert "times faster than large.onnx" in table
     assert "outputs: equal" in table
@@ -357,6 +364,7 @@ def test_results_of_optimize_are_compared(run, network, tmp_path):
     facts = {fact["what"]: fact for fact in document["facts"]}
     assert facts["parameters"]["change"] == "±0 %"
     assert facts["verdict"]["change"] == "the same"
+    assert facts["verdict"]["values"] == [None, None]
     samples = json.loads((tmp_path / "one" / "report.json").read_text())["profile"]["samples"]
     assert len(document["relative"]) == (2 if samples else 0)
     assert all(row["ratio"] == 1.0 and not row["proven"] for row in document["relative"])
