@@ -37,7 +37,6 @@ from deploykit.report.wording import (
     count_text,
     error_text,
     group_skips,
-    inputs_text,
     is_lossy,
     latency_note,
     latency_text,
@@ -285,7 +284,7 @@ def _changes(report: Report) -> str:
     rows = [
         [
             cell(row.output, kind="name"),
-            cell(inputs_text(row), Shown(f"{place}.inputs", row.inputs)),
+            cell(f"{row.inputs} {row.on}", Shown(f"{place}.inputs", row.inputs)),
             cell(
                 error_text(row.mean_rel_error),
                 Shown(f"{place}.mean_rel_error", row.mean_rel_error),
@@ -306,8 +305,8 @@ def _changes(report: Report) -> str:
     columns = [
         Column("output"),
         Column("inputs", is_number=True),
-        Column("mean error", is_number=True),
-        Column("largest error", is_number=True),
+        Column("mean", is_number=True),
+        Column("largest", is_number=True),
         Column("mean, absolute", is_number=True),
         *([Column("same largest score", is_number=True)] if is_classifier else []),
     ]
