@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from deploykit.instruments import Instrument
     from deploykit.recipe import Recipe
+    from deploykit.torch_source import PlacedBlocks
     from passes.base import Pass, PassReport
     from passes.plans import ChannelPlan
     from passes.targets import Target
@@ -113,6 +114,7 @@ def plan_steps(
     target: Target,
     plans: Mapping[str, ChannelPlan] | None = None,
     shapes: Mapping[str, tuple[int, ...]] | None = None,
+    blocks: Mapping[str, PlacedBlocks] | None = None,
 ) -> tuple[Step, ...]:
     """The steps of a checked recipe.
 
@@ -124,6 +126,7 @@ def plan_steps(
         target: what the model is made for.
         plans: what passes are to carry out, by name, in place of what they would plan: nothing else is tried.
         shapes: sizes of the inputs, by name, that the model is measured with.
+        blocks: dense blocks of weights, by initializer of the original: those of a ticket.
     """
     steps = []
     for name in recipe.pass_names:
@@ -134,7 +137,7 @@ def plan_steps(
             fixed["plan"] = plan
         surroundings = {
             word: value
-            for word, value in (("target", target), ("shapes", shapes))
+            for word, value in (("target", target), ("shapes", shapes), ("blocks", blocks))
             if registry.accepts(kind, word)
         }
         open_options = [

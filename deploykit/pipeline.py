@@ -14,6 +14,7 @@ import importlib.metadata
 import math
 import platform
 import shutil
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -38,6 +39,7 @@ from deploykit.choice import ORIGINAL, Choice, Form, choose, shortlist
 from deploykit.errors import DeploykitError, ModelError, PassFailed, RuntimeUnavailable
 from deploykit.instruments import Dump
 from deploykit.masks import apply_masks, read_masks
+from deploykit.opening import TORCH_PACKAGES, Opened, files_of, open_model
 from deploykit.output_folder import OutputFolder
 from deploykit.profile import SCREENING, Measurement, Settings, Timings, device, measure
 from deploykit.recipe import Recipe, to_toml
@@ -60,6 +62,7 @@ if TYPE_CHECKING:
     import onnx_ir as ir
 
     from passes.base import PassReport
+    from passes.plans import ChannelPlan
     from passes.targets import Target
 
 __all__ = ["Progress", "Request", "optimize", "plan"]
@@ -84,7 +87,7 @@ class Request:
     """What to optimize, and how.
 
     Attributes:
-        source: the model file.
+        source: the model file, or a PyTorch model as `package.module:object`.
         recipe: how.
         command: the command line, for the report.
         dump_dir: folder for the graph after each pass of the chosen form.
@@ -130,7 +133,7 @@ class Start:
     """The original, and what it is held against.
 
     Attributes:
-        source: as it was read.
+        opened: where it comes from.
         model: the model that counts as the original: that of the source, with masks applied.
         path: a file of that model.
         feeds: the inputs that models are measured with.
@@ -139,13 +142,18 @@ class Start:
         warnings: what was found on the way.
     """
 
-    source: model_io.Source
+    opened: Opened
     model: ir.Model
     path: Path
     feeds: Feeds
     later: Later[Reference]
     size: size.ModelSize
     warnings: tuple[str, ...]
+
+    @property
+    def source(self) -> model_io.Source:
+        """The original as it was read."""
+        return self.opened.source
 
     @property
     def reference(self) -> Reference:
@@ -239,18 +247,17 @@ def optimize(
     recipe, saved = _settled(request.recipe)
     target = find_target(recipe)
     with (
-        OutputFolder(out, force=force, sources=[request.source]) as folder,
+        OutputFolder(out, force=force, sources=files_of(request.source, recipe)) as folder,
         contextlib.ExitStack() as running,
     ):
-        progress("reading the model")
-        start = _start(request.source, recipe, folder.work)
+        start = _start(request.source, recipe, folder.work, progress)
         # The original runs beside the passes: they want one core, and a heavy model takes as long.
         running.enter_context(start.later)
         folder.protect(start.source.files)
         if saved is not None:
             saved.check_source(recipe.plan, request.source, start.source.sha256)
         plans = {} if saved is None else saved.plans
-        steps = candidates.plan_steps(recipe, target, plans, start.shapes)
+        steps = candidates.plan_steps(recipe, target, plans, start.shapes, start.opened.blocks)
         forms, failed = _make_forms(start, steps, folder.work, progress)
         job = Job(request, recipe, target, start, steps, tuple(forms), failed, progress)
         decided = _decide(job)
@@ -286,17 +293,31 @@ def plan(request: Request, *, progress: Progress = silent) -> records.Report:
     began = time.perf_counter()
     recipe, saved = _settled(dataclasses.replace(request.recipe, profile=False))
     target = find_target(recipe)
-    progress("reading the model")
-    source = model_io.load(request.source)
-    if saved is not None:
-        saved.check_source(recipe.plan, request.source, source.sha256)
+    with tempfile.TemporaryDirectory(prefix="deploykit-") as work:
+        opened = open_model(request.source, recipe, Path(work), progress=progress)
+        if saved is not None:
+            saved.check_source(recipe.plan, request.source, opened.source.sha256)
+        plans = {} if saved is None else saved.plans
+        request = dataclasses.replace(request, recipe=recipe)
+        report = _planned(request, opened, target, plans, progress)
+    return dataclasses.replace(report, elapsed_s=time.perf_counter() - began)
+
+
+def _planned(
+    request: Request,
+    opened: Opened,
+    target: Target,
+    plans: Mapping[str, ChannelPlan],
+    progress: Progress,
+) -> records.Report:
+    """What `plan` says of a model, for a request whose recipe is checked."""
+    recipe, source = request.recipe, opened.source
     model = _masked(source, recipe)
-    shapes, notes = _assumed_shapes(request.source, model, recipe)
-    plans = {} if saved is None else saved.plans
-    steps = candidates.plan_steps(recipe, target, plans, shapes)
+    shapes, notes = _assumed_shapes(source.path, model, recipe)
+    steps = candidates.plan_steps(recipe, target, plans, shapes, opened.blocks)
     progress("planning")
     instruments = [Dump(request.dump_dir)] if request.dump_dir is not None else []
-    with _told_by_the_runtime(request.source, recipe):
+    with _told_by_the_runtime(source.path, recipe):
         made = next(candidates.make(model, steps, instruments=instruments))
         if isinstance(made, candidates.Unmade):
             raise ModelError(made.reason)
@@ -307,8 +328,8 @@ def plan(request: Request, *, progress: Progress = silent) -> records.Report:
     _save_plan(request, source, recipe, made)
     return records.Report(
         command=request.command,
-        versions=_versions(),
-        source=records.SourceRecord(str(request.source), source.sha256),
+        versions=_versions(opened),
+        source=opened.record,
         model=None,
         target=target.name,
         passes=_pass_records(made.reports, made.steps, made.seconds),
@@ -329,8 +350,11 @@ def plan(request: Request, *, progress: Progress = silent) -> records.Report:
             if all(step.kind.exact for step in steps)
             else "this is what would be done; nothing was measured or written, and the outputs were not compared"
         ),
-        warnings=(*notes, *(_left_out_warnings(steps) if recipe.passes is not None else ())),
-        elapsed_s=time.perf_counter() - began,
+        warnings=(
+            *opened.notes,
+            *notes,
+            *(_left_out_warnings(steps) if recipe.passes is not None else ()),
+        ),
     )
 
 
@@ -386,10 +410,12 @@ def find_target(recipe: Recipe) -> Target:
     return targets.detect() if recipe.target is None else targets.TARGETS[recipe.target]
 
 
-def _start(path: Path, recipe: Recipe, work: Path) -> Start:
+def _start(asked: Path, recipe: Recipe, work: Path, progress: Progress) -> Start:
     from passes import weights
 
-    source = model_io.load(path, hash_ahead=True)
+    (work / "exported").mkdir()
+    opened = open_model(asked, recipe, work / "exported", hash_ahead=True, progress=progress)
+    source, path = opened.source, opened.source.path
     model = _masked(source, recipe)
     if model is source.model and path.suffix not in {".onnxtxt", ".textproto", ".json"}:
         original = path
@@ -401,7 +427,7 @@ def _start(path: Path, recipe: Recipe, work: Path) -> Start:
     inputs = find_inputs(
         original, recipe.shape, count=FEWER_INPUTS if is_heavy else INPUTS, probe_only=True
     )
-    warnings = list(inputs.notes)
+    warnings = [*opened.notes, *inputs.notes]
     if is_heavy:
         warnings.append(
             f"compared on {FEWER_INPUTS} generated inputs, not {INPUTS}, because the model is larger than "
@@ -432,7 +458,7 @@ def _start(path: Path, recipe: Recipe, work: Path) -> Start:
     if not recipe.inputs:
         warnings += _assumption(model, recipe, shapes)
     counted = size.count(model, shapes)
-    return Start(source, model, original, feeds[0], Later(refer), counted, tuple(warnings))
+    return Start(opened, model, original, feeds[0], Later(refer), counted, tuple(warnings))
 
 
 def _assumed_shapes(
@@ -775,8 +801,8 @@ def _report(job: Job, decided: Decision, work: Path) -> records.Report:
     warnings += seen.warnings
     return records.Report(
         command=job.request.command,
-        versions=_versions(),
-        source=records.SourceRecord(str(job.request.source), start.source.sha256),
+        versions=_versions(start.opened),
+        source=start.opened.record,
         model=None,
         target=job.target.name,
         passes=_pass_records(shown.reports, shown.steps, shown.seconds),
@@ -979,9 +1005,10 @@ def _source_bytes(start: Start) -> int:
     return sum(file.stat().st_size for file in start.source.files)
 
 
-def _versions() -> dict[str, str]:
+def _versions(opened: Opened | None = None) -> dict[str, str]:
     found = {"deploykit": deploykit.__version__, "python": platform.python_version()}
-    for name in PACKAGES:
+    more = TORCH_PACKAGES if opened is not None and opened.is_exported else ()
+    for name in (*PACKAGES, *more):
         try:
             found[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:

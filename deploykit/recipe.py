@@ -43,6 +43,7 @@ class Recipe:
         masks: an .npz file with a mask for weights, by weight.
         inputs: .npz files, each with one set of real inputs to validate and measure with.
         plan: a saved plan, whose passes run and cut and add no more than it lists.
+        ticket: a ticket or a state dict, to be put into the PyTorch model before it is exported.
     """
 
     passes: tuple[str, ...] | None = None
@@ -57,6 +58,7 @@ class Recipe:
     masks: str | None = None
     inputs: tuple[str, ...] = ()
     plan: str | None = None
+    ticket: str | None = None
 
     @property
     def pass_names(self) -> tuple[str, ...]:
@@ -139,7 +141,7 @@ def read(path: Path) -> Recipe:
         raise UsageError(msg)
     # Files are named relative to the recipe, so that a folder can be moved.
     values = {key: _typed(path, key, value) for key, value in settings.items()}
-    for key in ("masks", "plan"):
+    for key in ("masks", "plan", "ticket"):
         if key in values:
             values[key] = str(path.parent / values[key])
     if "inputs" in values:
@@ -220,7 +222,7 @@ def _typed(path: Path, key: str, value: object) -> Any:  # noqa: ANN401 - of the
                 }
             except (TypeError, ValueError):
                 pass
-        case "target" | "runtime" | "masks" | "plan" if isinstance(value, str):
+        case "target" | "runtime" | "masks" | "plan" | "ticket" if isinstance(value, str):
             return value
     msg = f"the recipe '{path}': '{key}' cannot be {value!r}."
     raise UsageError(msg)

@@ -92,6 +92,9 @@ def command(
 ) -> None:
     """Optimize the ONNX model SOURCE and write the result to a folder.
 
+    SOURCE may also be a PyTorch model, as package.module:object (a torch.nn.Module, a task, or a function that returns one),
+    which is exported first, with --ticket in it.
+
     Every exact pass runs on a copy. The result computes the same, which is checked, and it is never slower than the
     original: what the passes could not know is decided by measuring, in turns, on this machine.
 

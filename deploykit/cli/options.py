@@ -73,6 +73,11 @@ def model_options(command: Command) -> Command:
             "--masks", type=file, help="Zero what these masks (.npz, by weight) drop, first."
         ),
         click.option(
+            "--ticket",
+            type=file,
+            help="Put this ticket, or state dict, into the PyTorch model that SOURCE names, first.",
+        ),
+        click.option(
             "--plan",
             type=file,
             help="Carry out this saved plan, and nothing beyond it.",
@@ -206,7 +211,7 @@ def read_recipe(
         given["passes"] = tuple(
             name.strip() for name in given["passes"].split(",") if name.strip()
         )
-    for key in ("masks", "plan"):
+    for key in ("masks", "plan", "ticket"):
         if given.get(key) is not None:
             given[key] = str(given[key].resolve())
     if given.get("inputs"):
@@ -261,7 +266,10 @@ def check_shapes(source: Path, recipe: Recipe) -> None:
     Raises:
         UsageError: the model has no such input, or one of another shape.
     """
-    if recipe.shape:
+    from deploykit.torch_source import is_reference
+
+    # Of what is exported first, the sizes are checked then.
+    if recipe.shape and not is_reference(source):
         from deploykit import model_io
 
         model_io.check_shapes(model_io.load(source), recipe.shape)

@@ -34,6 +34,7 @@ __all__ = [
     "Skip",
     "SourceRecord",
     "Staircase",
+    "TicketRecord",
     "ValidationRecord",
     "Verdict",
     "schema",
@@ -41,7 +42,7 @@ __all__ = [
     "to_json",
 ]
 
-SCHEMA_VERSION = "1.1"
+SCHEMA_VERSION = "1.2"
 
 NUMBERS = re.compile(r"\[\n\s*([-+.0-9eE,\s]+?)\s*\]")
 """An array of numbers as `json` indents it."""
@@ -80,11 +81,28 @@ class Size:
 
 
 @dataclasses.dataclass(frozen=True)
-class SourceRecord:
-    """The model that was read: its path and the hash of its content."""
+class TicketRecord:
+    """The ticket that was put into a model: its path and the hash of the file."""
 
     path: str
     sha256: str
+
+
+@dataclasses.dataclass(frozen=True)
+class SourceRecord:
+    """The model that was read.
+
+    Attributes:
+        path: what was asked for: a file, or `package.module:object`.
+        sha256: hash of the content; of a PyTorch model, that of the ONNX file that it was exported to.
+        factory: `package.module:object`; None for a file.
+        ticket: the ticket that was put into the model; None without one.
+    """
+
+    path: str
+    sha256: str
+    factory: str | None = None
+    ticket: TicketRecord | None = None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,0 +1,102 @@
+"""Opens what is to be optimized: a model file as it is, or a PyTorch model with its ticket, exported first."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from deploykit import model_io
+from deploykit.errors import UsageError
+from deploykit.report import records
+from deploykit.torch_source import PlacedBlocks, TorchSource, is_reference
+
+if TYPE_CHECKING:
+    from deploykit.recipe import Recipe
+
+__all__ = ["TORCH_PACKAGES", "Opened", "files_of", "open_model"]
+
+TORCH_PACKAGES = ("torch", "onnxscript", "safetensors")
+"""Distributions whose versions matter where a PyTorch model was exported."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Opened:
+    """A model, and where it comes from.
+
+    Attributes:
+        source: the model as it was read: of a PyTorch model, the file that it was exported to.
+        given: what was asked for, a path or `package.module:object`.
+        is_exported: whether it was exported just now.
+        ticket: the ticket that is in it.
+        blocks: dense blocks of its weights, by initializer.
+        notes: what a user should know, in words.
+    """
+
+    source: model_io.Source
+    given: str
+    is_exported: bool = False
+    ticket: records.TicketRecord | None = None
+    blocks: Mapping[str, PlacedBlocks] = dataclasses.field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+    @property
+    def record(self) -> records.SourceRecord:
+        """What the report says of it."""
+        factory = self.given if self.is_exported else None
+        return records.SourceRecord(self.given, self.source.sha256, factory, self.ticket)
+
+
+def files_of(given: Path, recipe: Recipe) -> tuple[Path, ...]:
+    """The files that were named, which no result may replace."""
+    named = () if recipe.ticket is None else (Path(recipe.ticket),)
+    return named if is_reference(given) else (given, *named)
+
+
+def open_model(
+    given: Path,
+    recipe: Recipe,
+    work: Path,
+    *,
+    hash_ahead: bool = False,
+    progress: Callable[[str], None] = lambda _: None,
+) -> Opened:
+    """Read a model file, or export a PyTorch model.
+
+    Args:
+        given: the file, or `package.module:object`.
+        recipe: says with which ticket and sizes.
+        work: an empty folder for the exported model, which stays until the model is not needed any more.
+        hash_ahead: whether to hash its files in the background from now on.
+        progress: told what is going on.
+
+    Raises:
+        UsageError: there is no such file or object, or the ticket does not fit.
+        ModelError: the model or the ticket cannot be handled.
+    """
+    if not is_reference(given):
+        if recipe.ticket is not None:
+            msg = (
+                f"'{given}' is a model file, and --ticket goes with a PyTorch model, given as package.module:object. To zero "
+                "weights of a model file, give --masks."
+            )
+            raise UsageError(msg)
+        progress("reading the model")
+        return Opened(model_io.load(given, hash_ahead=hash_ahead), str(given))
+    progress("exporting the model")
+    ticket = None if recipe.ticket is None else Path(recipe.ticket)
+    written = TorchSource(str(given), ticket, recipe.shape).write(work)
+    source = model_io.load(written.path, hash_ahead=hash_ahead)
+    if recipe.shape:
+        model_io.check_shapes(source, recipe.shape)
+    return Opened(
+        source,
+        str(given),
+        is_exported=True,
+        ticket=None
+        if ticket is None or written.ticket_sha256 is None
+        else records.TicketRecord(str(ticket), written.ticket_sha256),
+        blocks=written.blocks,
+        notes=written.notes,
+    )
