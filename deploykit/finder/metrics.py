@@ -1,0 +1,107 @@
+"""What came of each round, as a table of epochs (CSV) and as a picture; both are made from the rounds and hold no more."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import io
+from collections.abc import Sequence
+
+from deploykit.finder.training import Epoch
+
+__all__ = ["Row", "as_csv", "as_picture"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One network that was trained.
+
+    Attributes:
+        round: 0 is the dense network.
+        structure: `none`, or what its mask was made into.
+        kept: prunable weights that are left.
+        total: prunable weights.
+        validation: metric of the validation examples.
+        test: metric of the test examples.
+        epochs: its training, epoch by epoch.
+        file: where it lies in the result folder.
+        notes: what is to be said of it: layers without weights, or without blocks.
+    """
+
+    round: int
+    structure: str
+    kept: int
+    total: int
+    validation: float
+    test: float
+    epochs: tuple[Epoch, ...]
+    file: str
+    notes: tuple[str, ...] = ()
+
+    @property
+    def remaining(self) -> float:
+        """Part of the prunable weights that is left."""
+        return self.kept / self.total
+
+    @property
+    def sparsity(self) -> float:
+        """Part of the prunable weights that is dropped."""
+        return 1.0 - self.remaining
+
+
+def as_csv(rows: Sequence[Row]) -> bytes:
+    """One line an epoch; the test metric is told after the last one."""
+    file = io.StringIO()
+    writer = csv.writer(file, lineterminator="\n")
+    writer.writerow(
+        [
+            *("round", "structure", "kept", "total", "remaining", "sparsity"),
+            *("epoch", "loss", "validation", "test"),
+        ]
+    )
+    for row in rows:
+        head = [row.round, row.structure, row.kept, row.total, row.remaining, row.sparsity]
+        for epoch in row.epochs:
+            test = row.test if epoch is row.epochs[-1] else ""
+            writer.writerow([*head, epoch.epoch, epoch.loss, epoch.metric, test])
+    return file.getvalue().encode()
+
+
+def as_picture(rows: Sequence[Row], title: str) -> bytes:
+    """A PNG: the test metric against the weights that are left, one line for each structure, and the dense network."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import FuncFormatter, NullLocator
+
+    figure = Figure(figsize=(6.4, 4.0), dpi=120, layout="constrained")
+    canvas = FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    pruned = [row for row in rows if row.round]
+    for structure in dict.fromkeys(row.structure for row in pruned):
+        line = [row for row in pruned if row.structure == structure]
+        axes.plot(
+            [100 * row.remaining for row in line],
+            [row.test for row in line],
+            marker="o",
+            label="scattered" if structure == "none" else structure,
+        )
+    for row in rows:
+        if not row.round:
+            axes.axhline(row.test, color="0.5", linestyle="--", label="dense")
+            break
+    axes.set_xscale("log")
+    axes.invert_xaxis()
+    shown = sorted({round(100 * row.remaining, 1) for row in pruned}, reverse=True)
+    # Ticks where there are rounds; of many, every other or third.
+    axes.set_xticks(shown[:: -(-len(shown) // 8) or 1])
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g} %"))
+    axes.set_xlabel("weights that are left")
+    axes.set_ylabel("test metric")
+    axes.set_title(title, parse_math=False)
+    axes.grid(color="0.9")
+    if rows:
+        axes.legend()
+    file = io.BytesIO()
+    canvas.print_png(file)
+    return file.getvalue()

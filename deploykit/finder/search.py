@@ -1,0 +1,532 @@
+"""The search: train, prune, rewind, repeat; each round is saved, and taken up where an earlier run stopped.
+
+Structures are applied to a copy of a round's mask, which is then trained from the rewound weights; pruning itself goes on
+from the mask without structure (Chen et al., 2022, section 3), unless regrouping is asked for inside every round (Algorithm 4
+there). Scores of a structure come from the trained weights that the round's mask was taken from.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import math
+import platform
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+import torch
+
+import deploykit
+from deploykit.errors import UsageError
+from deploykit.finder.engine import Engine, PlainEngine, deterministic
+from deploykit.finder.metrics import Row, as_csv, as_picture
+from deploykit.finder.progress import Clock, Progress, Status, silent
+from deploykit.finder.ranking import count_kept, plan_counts
+from deploykit.finder.seeds import derive
+from deploykit.finder.sources import SOURCES, Context
+from deploykit.finder.store import PLOTS, START, TICKET, Store
+from deploykit.finder.structuring import Structure, Structured, apply_structure
+from deploykit.finder.task import Task
+from deploykit.finder.training import Epoch, Live, Masks, Trained, Trainer, Weights
+from deploykit.ticket import Ticket
+
+__all__ = ["Result", "Settings", "search"]
+
+CHECKPOINT_S = 30.0
+"""Seconds of training after which an epoch's end is worth a checkpoint."""
+
+SCHEMA_VERSION = "1.0"
+
+Rewind: TypeAlias = int | Literal["default", "none"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """What is searched for, and how.
+
+    Attributes:
+        reference: where the task comes from, `package.module:object`; for the record.
+        source: where masks come from, one of `deploykit.finder.sources.SOURCES`.
+        structure: what they are made into; None for scattered weights.
+        rounds: of pruning; None: as many as the sparsity takes.
+        sparsity: part of the prunable weights that the last round drops; None: what the rounds come to.
+        rate: part of the remaining weights that a round drops.
+        epochs: length of a training run; None: the task's.
+        rewind: epoch whose weights tickets start from; `none` goes on from the weights of the round before; `default` is
+            what suits the source.
+        seed: of everything random.
+        every_round: whether each round gets the structure, or only the last.
+        group_aware: whether pruning goes on from the structured mask.
+        deterministic: whether torch may only use operations that compute the same every time.
+    """
+
+    reference: str = ""
+    source: str = "imp"
+    structure: Structure | None = None
+    rounds: int | None = None
+    sparsity: float | None = None
+    rate: float = 0.2
+    epochs: int | None = None
+    rewind: Rewind = "default"
+    seed: int = 0
+    every_round: bool = False
+    group_aware: bool = False
+    deterministic: bool = True
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """What a search found.
+
+    Attributes:
+        task: its name.
+        settings: all that the result depends on, in JSON's types.
+        rows: the networks that were trained, in order; the first is dense, the last is the ticket.
+        ticket: the file.
+        folder: where everything lies.
+    """
+
+    task: str
+    settings: Mapping[str, Any]
+    rows: tuple[Row, ...]
+    ticket: Path
+    folder: Path
+
+
+def search(
+    task: Task,
+    settings: Settings,
+    folder: Path,
+    *,
+    engine: Engine | None = None,
+    force: bool = False,
+    progress: Progress = silent,
+    checkpoint_s: float = CHECKPOINT_S,
+) -> Result:
+    """Find a ticket, or go on with a search that was interrupted.
+
+    Args:
+        task: what the network is to learn.
+        settings: what to search for.
+        folder: for the ticket, the rounds and the metrics.
+        engine: where to train; one process on the CPU by default.
+        force: whether another search in that folder may be replaced.
+        progress: told after every epoch.
+        checkpoint_s: seconds of training after which an epoch's end is saved.
+
+    Raises:
+        UsageError: settings or the task make no sense, the training diverged, or the folder holds something else.
+        ModelError: a saved round is damaged, or memory ran out.
+    """
+    check_settings(settings)
+    engine = PlainEngine("cpu") if engine is None else engine
+    with deterministic(settings.deterministic):
+        found = _Search(
+            task,
+            settings,
+            folder,
+            engine=engine,
+            progress=progress,
+            checkpoint_s=checkpoint_s,
+        )
+        return found.run(force=force)
+
+
+def check_settings(settings: Settings) -> None:
+    """Refuse settings that make no sense, before anything is loaded.
+
+    Raises:
+        UsageError: so it is.
+    """
+    if settings.source not in SOURCES:
+        msg = f"there is no source '{settings.source}'. There are: {', '.join(SOURCES)}."
+        raise UsageError(msg)
+    if not 0.0 < settings.rate < 1.0:
+        msg = f"a round can drop a part between 0 and 1 of what is left, not {settings.rate:g}."
+        raise UsageError(msg)
+    if settings.sparsity is not None and not 0.0 < settings.sparsity < 1.0:
+        msg = f"the sparsity is a part between 0 and 1, not {settings.sparsity:g}: 0.8 drops four of five weights."
+        raise UsageError(msg)
+    if settings.rounds is not None and settings.rounds < 1:
+        msg = f"a search has 1 round or more, not {settings.rounds}."
+        raise UsageError(msg)
+    if settings.group_aware and (
+        settings.structure is None
+        or settings.structure.name != "regroup"
+        or SOURCES[settings.source].one_shot
+    ):
+        msg = (
+            "regrouping inside every round needs the structure 'regroup' and the source 'imp'."
+        )
+        raise UsageError(msg)
+    if settings.every_round and settings.structure is None:
+        msg = "every round can only get a structure if there is one: say which."
+        raise UsageError(msg)
+
+
+class _Search:
+    """One search, from its settings to its ticket."""
+
+    def __init__(
+        self,
+        task: Task,
+        settings: Settings,
+        folder: Path,
+        *,
+        engine: Engine,
+        progress: Progress,
+        checkpoint_s: float,
+    ) -> None:
+        self._task = task
+        self._settings = settings
+        self._folder = folder
+        self._engine = engine
+        self._progress = progress if engine.rank == 0 else silent
+        self._checkpoint_s = checkpoint_s
+        self._source = SOURCES[settings.source]
+        self._trainer = Trainer(task, engine=engine, seed=settings.seed, epochs=settings.epochs)
+        self._initial = self._trainer.initial()
+        self._total = sum(int(self._initial[name].size) for name in self._trainer.names)
+        self._counts = plan_counts(
+            self._total,
+            rounds=settings.rounds,
+            sparsity=settings.sparsity,
+            rate=settings.rate,
+            one_shot=self._source.one_shot,
+        )
+        self._rewind = self._find_rewind()
+        self._rows: list[Row] = []
+        self._store: Store | None = None
+        self._described: dict[str, Any] = {}
+        self._clock = Clock(1)
+
+    def _find_rewind(self) -> int | None:
+        """The epoch that weights are rewound to; None where they are not.
+
+        Raises:
+            UsageError: training ends before it.
+        """
+        asked, epochs = self._settings.rewind, self._trainer.epochs
+        if asked == "none":
+            if self._source.one_shot and self._source.weights == "start":
+                msg = f"'{self._source.name}' scores weights before training: tickets start from them. Give an epoch to rewind to."
+                raise UsageError(msg)
+            return None
+        if asked == "default":
+            return min(epochs - 1, round(self._source.rewind_share * epochs))
+        if not 0 <= asked < epochs:
+            msg = f"cannot rewind to epoch {asked} of a training of {epochs} epochs. Give one from 0 to {epochs - 1}."
+            raise UsageError(msg)
+        return asked
+
+    def run(self, *, force: bool) -> Result:
+        """Search, or go on."""
+        settings = self._described = self._describe()
+        fingerprint = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+        self._clock = Clock(self._count_epochs())
+        with contextlib.ExitStack() as stack:
+            if self._engine.rank == 0:
+                self._store = stack.enter_context(
+                    Store(self._folder, settings, fingerprint, force=force)
+                )
+            ticket = self._find()
+            if self._store is not None:
+                self._store.save_ticket(ticket)
+                self._store.drop_checkpoint()
+        return Result(
+            self._task.name, settings, tuple(self._rows), self._folder / TICKET, self._folder
+        )
+
+    def _describe(self) -> dict[str, Any]:
+        """All that the result depends on."""
+        given = self._settings
+        structure = None if given.structure is None else given.structure.describe()
+        return {
+            "schema_version": SCHEMA_VERSION,
+            "task": self._task.name,
+            "reference": given.reference,
+            "source": given.source,
+            "structure": structure,
+            "every_round": given.every_round,
+            "group_aware": given.group_aware,
+            "kept": list(self._counts),
+            "total": self._total,
+            "prunable": list(self._trainer.names),
+            "epochs": self._trainer.epochs,
+            "batch": self._trainer.batch,
+            "rewind": self._rewind,
+            "seed": given.seed,
+            "deterministic": given.deterministic,
+            "device": self._engine.device.type,
+            "threads": torch.get_num_threads(),
+            "engine": self._engine.name,
+            "processes": self._engine.processes,
+            **self._trainer.probe(),
+        }
+
+    def _has_structure(self, number: int) -> bool:
+        given = self._settings
+        return given.structure is not None and (
+            given.every_round or given.group_aware or number == len(self._counts)
+        )
+
+    def _has_plain(self, number: int) -> bool:
+        """Whether a round's mask without structure is trained: where it is the result, or the next round needs it."""
+        given = self._settings
+        if given.structure is None:
+            return True
+        return (
+            not given.group_aware and not self._source.one_shot and number < len(self._counts)
+        )
+
+    def _count_epochs(self) -> int:
+        first = self._rewind or 0
+        later = sum(
+            self._has_plain(number) + self._has_structure(number)
+            for number in range(1, len(self._counts) + 1)
+        )
+        return self._trainer.epochs + later * (self._trainer.epochs - first)
+
+    def _find(self) -> Ticket:
+        dense = self._round(0, self._initial, {})
+        found = previous = dense
+        start = self._load_start()
+        for number, kept in enumerate(self._counts, 1):
+            masks = self._choose(number, kept, dense, previous, start)
+            # The weights that the mask was taken from: what is large in them is worth a structure.
+            scored = (
+                start
+                if self._source.weights == "start"
+                else (dense if self._source.one_shot else previous).weights
+            )
+            first = start if self._rewind is not None else scored
+            if self._has_structure(number):
+                found = self._structured(number, masks, scored, first)
+            if self._has_plain(number):
+                previous = self._round(number, first, masks)
+                found = previous if not self._has_structure(number) else found
+            elif self._settings.group_aware:
+                previous = found
+        return found
+
+    def _load_start(self) -> dict[str, Any]:
+        """The weights that tickets start from."""
+        if not self._rewind:
+            return dict(self._initial)
+        held = self._store.load(START) if self._store is not None else None
+        weights = self._engine.share(None if held is None else dict(held.weights))
+        if weights is None:
+            msg = (
+                f"'{self._folder}' lacks 'rounds/{START}.safetensors', the weights that its tickets start from. Give --force to "
+                "search anew."
+            )
+            raise UsageError(msg)
+        return weights
+
+    def _choose(
+        self, number: int, kept: int, dense: Ticket, previous: Ticket, start: Weights
+    ) -> dict[str, Any]:
+        """The mask of a round."""
+        self._tell("choosing weights", number, sparsity=1.0 - kept / self._total)
+        source = self._source
+        weights = {"start": start, "dense": dense.weights, "previous": previous.weights}[
+            source.weights
+        ]
+        if self._settings.group_aware and number > 1:
+            # Regrouping takes and gives: what a round drops is a part of what is really left.
+            kept = round(count_kept(previous.masks) * kept / self._counts[number - 2])
+        batches = self._trainer.sample(source.examples) if source.examples else ()
+        left = {
+            name: previous.masks.get(name, np.ones(self._initial[name].shape, np.bool_))
+            for name in self._trainer.names
+        }
+        context = Context(
+            self._task,
+            self._trainer.model_with(weights),
+            self._trainer.names,
+            kept,
+            left,
+            batches,
+            derive(self._settings.seed, "source"),
+        )
+        chosen = source.choose(context) if self._engine.rank == 0 else None
+        shared: Masks | None = self._engine.share(chosen)
+        return dict(shared or {})
+
+    def _structured(
+        self,
+        number: int,
+        masks: Masks,
+        scored: Weights,
+        start: Weights,
+    ) -> Ticket:
+        structure = self._settings.structure
+        assert structure is not None  # noqa: S101 - only asked for where there is one
+        self._tell(structure.name, number, sparsity=1.0 - count_kept(masks) / self._total)
+        made: Structured | None = None
+        if self._engine.rank == 0:
+            made = apply_structure(self._trainer, structure, masks, scored)
+        made = self._engine.share(made)
+        assert made is not None  # noqa: S101 - the first process has made it
+        return self._round(number, start, made.masks, made, structure.name)
+
+    def _round(
+        self,
+        number: int,
+        start: Weights,
+        masks: Masks,
+        made: Structured | None = None,
+        structure: str = "none",
+    ) -> Ticket:
+        """Train one network and save it, or load it if an earlier run has."""
+        name = f"round-{number:02d}" + ("" if structure == "none" else f"-{structure}")
+        first = 0 if number == 0 or self._rewind is None else self._rewind
+        held = self._store.load(name) if self._store is not None else None
+        ticket = self._engine.share(held)
+        if ticket is None:
+            trained = self._train(name, number, start, masks, first)
+            kept = sum(
+                int(np.count_nonzero(masks[each]))
+                if each in masks
+                else int(self._initial[each].size)
+                for each in self._trainer.names
+            )
+            provenance = {
+                "task": self._task.name,
+                "round": number,
+                "structure": structure,
+                "kept": kept,
+                "total": self._total,
+                "metrics": {"validation": trained.validation, "test": trained.test},
+                "epochs": [dataclasses.asdict(each) for each in trained.epochs],
+                "notes": [*_empty_layers(masks), *(made.notes if made is not None else ())],
+                "settings": self._described,
+                "versions": versions(),
+            }
+            ticket = Ticket(
+                dict(masks),
+                trained.weights,
+                {} if made is None else dict(made.blocks),
+                provenance,
+            )
+            if self._store is not None:
+                self._store.save(name, ticket)
+        else:
+            self._clock.skip(self._trainer.epochs - first)
+        row = row_of(ticket, f"rounds/{name}.safetensors")
+        self._rows.append(row)
+        if self._store is not None:
+            self._store.drop_checkpoint()
+            self._store.write(PLOTS[0], as_csv(self._rows))
+            self._store.write(PLOTS[1], as_picture(self._rows, self._task.name))
+        return ticket
+
+    def _train(
+        self, name: str, number: int, start: Weights, masks: Masks, first: int
+    ) -> Trained:
+        store, sparsity = self._store, 1.0 - _density(masks, self._initial, self._trainer.names)
+        resume = self._engine.share(store.load_checkpoint(name) if store is not None else None)
+        saved_s = time.monotonic()
+        if resume is not None:
+            self._clock.skip(int(resume.document["epoch"]) - first)
+        self._tell("training", number, sparsity=sparsity, epochs=self._trainer.epochs)
+
+        def after_epoch(live: Live) -> None:
+            nonlocal saved_s
+            self._clock.tick()
+            if store is not None:
+                if number == 0 and live.epoch == self._rewind:
+                    store.save(START, Ticket({}, live.weights(), {}, {"epoch": live.epoch}))
+                is_due = time.monotonic() - saved_s >= self._checkpoint_s
+                if is_due and live.epoch < self._trainer.epochs:
+                    checkpoint = live.checkpoint()
+                    if checkpoint is not None:
+                        store.save_checkpoint(name, checkpoint)
+                    saved_s = time.monotonic()
+            self._tell(
+                "training",
+                number,
+                sparsity=sparsity,
+                epoch=live.epoch,
+                epochs=self._trainer.epochs,
+                metric=live.history[-1].metric,
+            )
+
+        return self._trainer.train(
+            start,
+            masks,
+            number=number,
+            first_epoch=first,
+            resume=resume,
+            after_epoch=after_epoch,
+        )
+
+    def _tell(
+        self,
+        stage: str,
+        number: int,
+        *,
+        sparsity: float,
+        epoch: int = 0,
+        epochs: int = 0,
+        metric: float | None = None,
+    ) -> None:
+        self._progress(
+            Status(
+                stage,
+                number,
+                len(self._counts),
+                epoch,
+                epochs,
+                sparsity,
+                metric,
+                self._clock.part,
+                self._clock.left_s,
+            )
+        )
+
+
+def row_of(ticket: Ticket, file: str) -> Row:
+    """What a saved round came to."""
+    held = ticket.provenance
+    return Row(
+        round=int(held["round"]),
+        structure=str(held["structure"]),
+        kept=int(held["kept"]),
+        total=int(held["total"]),
+        validation=float(held["metrics"]["validation"]),
+        test=float(held["metrics"]["test"]),
+        epochs=tuple(Epoch(**each) for each in held["epochs"]),
+        file=file,
+        notes=tuple(held["notes"]),
+    )
+
+
+def versions() -> dict[str, str]:
+    """What the result was computed with."""
+    return {
+        "deploykit": deploykit.__version__,
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "python": platform.python_version(),
+    }
+
+
+def _empty_layers(masks: Masks) -> Iterator[str]:
+    for name, mask in masks.items():
+        if not mask.any():
+            yield f"'{name}' has no weight left: nothing gets through it"
+
+
+def _density(masks: Masks, weights: Weights, names: tuple[str, ...]) -> float:
+    sizes = sum(weights[name].size for name in names)
+    kept = sum(
+        int(np.count_nonzero(masks[name])) if name in masks else weights[name].size
+        for name in names
+    )
+    return float(kept / sizes) if sizes else math.nan

@@ -1,0 +1,284 @@
+"""Applies a structure to the mask of a whole network: what `structures` knows of arrays, with what a model knows of itself."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from deploykit.errors import DeploykitError, ModelError, UsageError
+from deploykit.finder.coupling import find_coupling
+from deploykit.finder.ranking import Array
+from deploykit.finder.structures import refill as refilling
+from deploykit.finder.structures.refill import CRITERIA, Criterion, Match, refill_coupled
+from deploykit.finder.structures.regroup import Columns, Method, Rule, regroup
+from deploykit.finder.task import asking
+from deploykit.ticket import Block
+from passes.errors import PassError
+from passes.targets import TARGETS
+
+if TYPE_CHECKING:
+    from deploykit.finder.coupling import Coupling
+    from deploykit.finder.training import Masks, Trainer, Weights
+
+__all__ = ["STRUCTURES", "Form", "Structure", "Structured", "apply_structure"]
+
+Form: TypeAlias = Literal["free", "balanced", "disjoint"]
+Name: TypeAlias = Literal["refill", "refill+", "regroup"]
+
+STRUCTURES: Final[tuple[Name, ...]] = ("refill", "refill+", "regroup")
+EXTRA = 0.2
+"""What refill+ takes back of the dropped channels unless told otherwise: about what the paper's tables come to."""
+
+SEEN = 1024
+"""Training examples that criteria which look at feature maps are given."""
+
+TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+
+
+@dataclasses.dataclass(frozen=True)
+class Structure:
+    """A structure and its options.
+
+    Attributes:
+        name: `refill` and `refill+` keep whole channels, `regroup` dense blocks.
+        criterion: of refill: what a channel is worth.
+        extra: of refill: share of the dropped channels that is taken back; None: 0, and 0.2 for refill+.
+        multiple: of refill: what numbers of channels are rounded to.
+        match: of refill: whether the mask says how many channels stay, or how many weights.
+        columns: of regroup: elements, or whole input channels, which stock operators can run.
+        blocks: of regroup: blocks in a layer; None: up to 8.
+        form: of regroup: blocks of any size, of equal size, or of equal size that share no input.
+        method: of regroup: how rows are put together.
+        rule: of regroup: how columns are found.
+        target: of regroup: whose multiples blocks come in.
+    """
+
+    name: Name
+    criterion: Criterion = "remaining-l1"
+    extra: float | None = None
+    multiple: int = 1
+    match: Match = "rows"
+    columns: Columns = "element"
+    blocks: int | None = None
+    form: Form = "free"
+    method: Method = "best"
+    rule: Rule = "area"
+    target: str = "onnxruntime-cpu"
+
+    def __post_init__(self) -> None:
+        if self.name not in STRUCTURES:
+            msg = f"there is no structure '{self.name}'. There are: none, {', '.join(STRUCTURES)}."
+            raise UsageError(msg)
+        if self.criterion not in CRITERIA:
+            msg = f"there is no criterion '{self.criterion}'. There are: {', '.join(CRITERIA)}."
+            raise UsageError(msg)
+        if self.target not in TARGETS:
+            msg = f"there is no target '{self.target}'. There are: {', '.join(TARGETS)}."
+            raise UsageError(msg)
+        if self.name == "refill" and self.extra:
+            msg = "channels are taken back by 'refill+', not by 'refill'."
+            raise UsageError(msg)
+
+    @property
+    def share_back(self) -> float:
+        """Share of the dropped channels that is taken back."""
+        if self.extra is not None:
+            return self.extra
+        return EXTRA if self.name == "refill+" else 0.0
+
+    def describe(self) -> dict[str, Any]:
+        """The options that matter to it, in JSON's types."""
+        refilled = ("name", "criterion", "multiple", "match")
+        regrouped = ("name", "columns", "blocks", "form", "method", "rule", "target")
+        names = regrouped if self.name == "regroup" else refilled
+        found = {name: getattr(self, name) for name in names}
+        return found if self.name == "regroup" else {**found, "extra": self.share_back}
+
+
+@dataclasses.dataclass(frozen=True)
+class Structured:
+    """Masks with a structure.
+
+    Attributes:
+        masks: by weight; of more weights than before where other layers read what was dropped.
+        blocks: of regrouped weights.
+        notes: what could not be done, and why, in words.
+    """
+
+    masks: dict[str, Any]
+    blocks: dict[str, tuple[Block, ...]]
+    notes: tuple[str, ...]
+
+
+def apply_structure(
+    trainer: Trainer, structure: Structure, masks: Masks, weights: Weights
+) -> Structured:
+    """Give masks a structure.
+
+    Args:
+        trainer: of the task.
+        structure: which one.
+        masks: of the prunable weights.
+        weights: what its scores are taken from: those that the masks were chosen by.
+
+    Raises:
+        UsageError: an option does not fit, or the task failed.
+        ModelError: the model cannot be exported, which refill needs to see what its channels are tied to.
+        RuntimeUnavailable: the partitioner is not installed.
+    """
+    masked = {
+        name: np.where(masks[name], array, np.zeros((), array.dtype))
+        if name in masks
+        else array
+        for name, array in weights.items()
+    }
+    if structure.name == "regroup":
+        return _regroup(trainer, structure, masks, masked)
+    coupling = _coupling(trainer, masked)
+    made = refill_coupled(
+        masks,
+        _scores(trainer, structure.criterion, masks, masked),
+        coupling,
+        extra=structure.share_back,
+        multiple=structure.multiple,
+        match=structure.match,
+    )
+    notes = tuple(f"'{skip.subject}': {skip.reason}" for skip in coupling.skips)
+    return Structured(made, {}, notes)
+
+
+def _regroup(
+    trainer: Trainer, structure: Structure, masks: Masks, weights: Weights
+) -> Structured:
+    modules = dict(trainer.fresh_model().named_modules())
+    made, blocks, notes = {}, {}, []
+    for number, (name, mask) in enumerate(masks.items()):
+        if mask.all():
+            made[name] = mask
+            continue
+        found = regroup(
+            mask,
+            np.abs(weights[name]),
+            blocks=structure.blocks,
+            columns=structure.columns,
+            method=structure.method,
+            rule=structure.rule,
+            balanced=structure.form != "free",
+            disjoint=structure.form == "disjoint",
+            target=TARGETS[structure.target],
+            groups=int(getattr(modules.get(name.rpartition(".")[0]), "groups", 1)),
+            seed=number,
+        )
+        if found.reason is None:
+            made[name], blocks[name] = found.mask, found.blocks
+        else:
+            # Scattered zeros would make nothing faster and only cost accuracy: without blocks a layer is dense.
+            made[name] = np.ones_like(mask)
+            notes.append(f"'{name}' stays dense: {found.reason}")
+    return Structured(made, blocks, tuple(notes))
+
+
+def _coupling(trainer: Trainer, weights: Weights) -> Coupling:
+    from deploykit.export import export_for_analysis
+
+    model = trainer.model_with(weights).to("cpu").eval()
+    with asking(trainer.task, "example_inputs()"):
+        inputs = trainer.task.example_inputs()
+    try:
+        return find_coupling(export_for_analysis(model, inputs), trainer.names)
+    except (PassError, DeploykitError) as error:
+        msg = f"refill cannot see which channels are tied in the model of the task '{trainer.task.name}': {error}"
+        raise ModelError(msg) from error
+
+
+def _scores(
+    trainer: Trainer, criterion: Criterion, masks: Masks, weights: Weights
+) -> dict[str, Array]:
+    """What each output channel of each weight is worth."""
+    modules = dict(trainer.fresh_model().named_modules())
+    axes = {
+        name: int(isinstance(modules.get(name.rpartition(".")[0]), TRANSPOSED))
+        for name in masks
+    }
+    if criterion == "remaining-l1":
+        return {
+            name: refilling.remaining_l1(weights[name], mask, axis=axes[name])
+            for name, mask in masks.items()
+        }
+    if criterion == "remaining-count":
+        return {
+            name: refilling.remaining_count(mask, axis=axes[name])
+            for name, mask in masks.items()
+        }
+    return _feature_scores(trainer, criterion, tuple(masks), weights)
+
+
+def _feature_scores(
+    trainer: Trainer, criterion: Criterion, names: tuple[str, ...], weights: Weights
+) -> dict[str, Array]:
+    """Means over training examples of what the layers put out."""
+    model = trainer.model_with(weights).eval()
+    batches = trainer.sample(SEEN)
+    count = sum(len(targets) for _, targets in batches)
+    totals: dict[str, Array] = {}
+    for inputs, targets in batches:
+        with _outputs(model, names, trainer.task.name) as features:
+            with asking(trainer.task, "the forward pass"):
+                outputs = model(*inputs)
+            with asking(trainer.task, "loss()"):
+                # Of a mean loss each example has a share; its own gradient is what is meant.
+                loss = trainer.task.loss(outputs, targets) * len(targets)
+        tensors = [features[name] for name in names]
+        gradients = (
+            torch.autograd.grad(loss, tensors)
+            if criterion == "saliency"
+            else (None,) * len(names)
+        )
+        for name, tensor, gradient in zip(names, tensors, gradients, strict=True):
+            axis = 1 if _is_convolution(model, name) else tensor.ndim - 1
+            array = tensor.detach().cpu().numpy()
+            if gradient is not None:
+                found = refilling.saliency(array, gradient.cpu().numpy(), axis=axis)
+            elif criterion == "feature-l1":
+                found = refilling.feature_l1(array, axis=axis)
+            else:
+                found = refilling.feature_l2(array, axis=axis)
+            totals[name] = totals.get(name, 0.0) + found * (len(targets) / count)
+    return totals
+
+
+def _is_convolution(model: nn.Module, name: str) -> bool:
+    return not isinstance(model.get_submodule(name.rpartition(".")[0]), nn.Linear)
+
+
+@contextmanager
+def _outputs(
+    model: nn.Module, names: tuple[str, ...], task: str
+) -> Iterator[Mapping[str, Tensor]]:
+    """What the layers of these weights put out in the forward pass that is made inside, by weight."""
+    features: dict[str, Tensor] = {}
+    hooks = []
+    for name in names:
+
+        def note(
+            module: nn.Module, inputs: object, output: Tensor, *, name: str = name
+        ) -> None:
+            del module, inputs
+            features[name] = output
+
+        hooks.append(model.get_submodule(name.rpartition(".")[0]).register_forward_hook(note))
+    try:
+        yield features
+    finally:
+        for hook in hooks:
+            hook.remove()
+    missing = [name for name in names if name not in features]
+    if missing:
+        msg = f"the layer of '{missing[0]}' does not run in the model of the task '{task}'. Leave it out of prunable()."
+        raise UsageError(msg)
