@@ -1,0 +1,553 @@
+"""Lottery tickets with structure: what they keep of the accuracy, whether they win, and the time that they save.
+
+    python -m benchmarks.tickets [--case NAME,...] [--seeds 0,1,2] [--minutes 60] [--no-time] [--quick]
+
+Four networks on real data, six densities that are fixed beforehand, three seeds. For each seed a dense network is trained and
+pruned step by step (20 to 33 % of the remaining weights a step, by magnitude over all layers, heads left alone), rewound to the
+weights of an early epoch. Every density's mask, and what each structure makes of it, is trained from those weights:
+
+* imp: the mask as it is;
+* refill, refill+: whole channels, all that are tied together at once;
+* regroup-element, regroup-channel: dense blocks of single columns, or of whole input channels.
+
+Beside them stand random masks of the same structure ("-random": the mask and the weights it is scored by, shuffled within each
+layer), and the same masks on newly drawn weights ("-reinit"), trained from the beginning; the latter once all seeds are there,
+where the ticket is less than a point below the dense network on average, and at the targets (refill at 0.5, regroup at 0.3). Verdicts come from `deploykit.finder.verdict`: a ticket
+matches dense if a one-sided test over the seeds rejects that it is 0.3 points below or worse, and wins if it beats
+re-initialisation as well. "Extreme" is the sparsest network with a verdict, counted as it is: by its weights left.
+
+The time is that of the first seed's tickets: exported, optimized as a user would, and timed against the export that was not,
+in ONNX Runtime, one thread, batch 1. `share of FLOPs` is the time saved over the multiply-adds saved.
+
+Every trained network is a row of a state file, and every mask a file beside it; started again, it does what is missing, and
+`--case` and `--seeds` let several run side by side. Data: see `deploykit.finder.tasks`. Exit code 3 if rows are missing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import fcntl
+import json
+import math
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import numpy as np
+import torch
+
+from benchmarks import results
+from deploykit.errors import UsageError
+from deploykit.finder.networks import resnet, vgg
+from deploykit.finder.ranking import count_kept
+from deploykit.finder.seeds import derive
+from deploykit.finder.sources import SOURCES, Context
+from deploykit.finder.structuring import Structure, apply_structure
+from deploykit.finder.tasks.images import Fashion, Mnist
+from deploykit.finder.tasks.signals import Watch
+from deploykit.finder.training import Trainer
+from deploykit.finder.verdict import Verdict, judge
+from deploykit.ticket import Ticket
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+
+    from deploykit.finder.task import Task
+
+Row: TypeAlias = dict[str, Any]
+Arrays: TypeAlias = "Mapping[str, np.ndarray[Any, Any]]"
+
+INCOMPLETE = 3
+SEEDS = (0, 1, 2)
+DENSITIES = (0.8, 0.64, 0.5, 0.4, 0.3, 0.2)
+STRUCTURES: dict[str, Structure | None] = {
+    "imp": None,
+    "refill": Structure("refill", multiple=8, match="weights"),
+    "refill+": Structure("refill+", multiple=8, match="weights"),
+    "regroup-element": Structure("regroup", columns="element"),
+    "regroup-channel": Structure("regroup", columns="channel"),
+}
+SHUFFLED = ("imp", "refill", "regroup-channel")
+"""What a random mask is made of as well."""
+
+REINIT = 10_000
+"""Added to a seed for new weights."""
+
+HOPEFUL = 0.01
+"""New weights are tried where a ticket is less than that below the dense network, on average over the seeds: elsewhere the
+verdict is no without them."""
+
+ALWAYS = {("refill", 0.5), ("regroup-element", 0.3), ("regroup-channel", 0.3)}
+"""New weights are tried there in any case: the targets."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """A network, its data and how it is trained.
+
+    Attributes:
+        task: makes it.
+        epochs: of each training run.
+        rewind: the epoch that tickets start from.
+    """
+
+    task: Callable[[], Task]
+    epochs: int
+    rewind: int
+
+
+CASES = {
+    "fashion-resnet8": Case(
+        lambda: Fashion("fashion_resnet8", lambda: resnet(8), examples=10_000), 8, 1
+    ),
+    "fashion-vgg32": Case(
+        lambda: Fashion("fashion_vgg", lambda: vgg(width=32), examples=10_000), 8, 1
+    ),
+    "mnist-lenet": Case(Mnist, 8, 0),
+    "watch-cnn": Case(Watch, 20, 1),
+}
+
+
+class Bench:
+    """One case with one seed.
+
+    Args:
+        name: of the case.
+        seed: of everything random.
+        folder: for masks and weights.
+        state: the file with the rows.
+        end: when to stop, by the monotonic clock.
+    """
+
+    def __init__(self, name: str, seed: int, folder: Path, state: Path, end: float) -> None:
+        self.name, self.seed, self.state, self.end = name, seed, state, end
+        self.case = CASES[name]
+        self.folder = folder / name / f"seed{seed}"
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.trainer = Trainer(self.case.task(), seed=seed, epochs=self.case.epochs)
+        self.done = {key(row) for row in read(state)}
+
+    def run(self) -> None:
+        """Do what is missing."""
+        dense, start = self.dense()
+        previous = dense
+        for number, density in enumerate(DENSITIES, 1):
+            mask = self.pruned(number, density, previous)
+            found = self.train("imp", density, number, start, mask)
+            for arm, structure in STRUCTURES.items():
+                scored = dict(previous.weights)
+                if structure is not None:
+                    made = self.structured(arm, density, structure, mask, scored)
+                    self.train(arm, density, number, start, made)
+                if arm in SHUFFLED:
+                    other, weights = self.shuffled(number, mask, scored)
+                    if structure is not None:
+                        other = self.structured(
+                            f"{arm}-random", density, structure, other, weights
+                        )
+                    self.train(f"{arm}-random", density, number, start, other)
+            previous = found
+
+    def reinitialise(self, wanted: Sequence[tuple[str, float]]) -> None:
+        """Train masks that are there on newly drawn weights, from the beginning."""
+        again = self.trainer.initial(self.seed + REINIT)
+        for arm, density in wanted:
+            masks = Ticket.load(self.folder / f"{arm}-{density}.safetensors").masks
+            number = DENSITIES.index(density) + 1
+            self.train(f"{arm}-reinit", density, number, again, masks, first=0)
+
+    def dense(self) -> tuple[Ticket, dict[str, Any]]:
+        """The dense network, and the weights that tickets start from."""
+        path, early = self.folder / "dense.safetensors", self.folder / "start.safetensors"
+        if not (path.exists() and early.exists()):
+            kept: dict[str, Any] = dict(self.trainer.initial())
+
+            def after_epoch(live: Any) -> None:
+                if live.epoch == self.case.rewind:
+                    kept.update(live.weights())
+
+            began = time.process_time()
+            trained = self.trainer.train(self.trainer.initial(), {}, after_epoch=after_epoch)
+            Ticket({}, kept).save(early)
+            Ticket({}, trained.weights).save(path)
+            self.write("dense", 1.0, 1.0, trained, time.process_time() - began)
+        return Ticket.load(path), dict(Ticket.load(early).weights)
+
+    def pruned(self, number: int, density: float, previous: Ticket) -> dict[str, Any]:
+        """The mask of a density: the largest of what the one before it left."""
+        names = self.trainer.names
+        total = sum(previous.weights[name].size for name in names)
+        left = {
+            name: previous.masks.get(name, np.ones(previous.weights[name].shape, np.bool_))
+            for name in names
+        }
+        return dict(
+            SOURCES["imp"].choose(
+                Context(
+                    self.trainer.task,
+                    self.trainer.model_with(previous.weights),
+                    names,
+                    round(density * total),
+                    left,
+                    (),
+                    derive(self.seed, f"source {number}"),
+                )
+            )
+        )
+
+    def shuffled(
+        self, number: int, mask: Arrays, weights: Arrays
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """A mask and the weights it is scored by, in another order within each layer."""
+        dice = np.random.default_rng([self.seed, number])
+        masks, scored = {}, dict(weights)
+        for name, array in mask.items():
+            order = dice.permutation(array.size)
+            masks[name] = array.ravel()[order].reshape(array.shape)
+            scored[name] = weights[name].ravel()[order].reshape(array.shape)
+        return masks, scored
+
+    def structured(
+        self, arm: str, density: float, structure: Structure, mask: Arrays, weights: Arrays
+    ) -> dict[str, Any]:
+        """A mask with a structure; made once."""
+        path = self.folder / f"{arm}-{density}.masks.safetensors"
+        if not path.exists():
+            self.check_time()
+            made = apply_structure(self.trainer, structure, mask, weights)
+            zeros = {
+                name: np.zeros(array.shape, np.float32) for name, array in made.masks.items()
+            }
+            notes = {"notes": list(made.notes)}
+            Ticket(made.masks, zeros, made.blocks, notes).save(path)
+        return dict(Ticket.load(path).masks)
+
+    def train(
+        self,
+        arm: str,
+        density: float,
+        number: int,
+        start: Arrays,
+        masks: Arrays,
+        *,
+        first: int | None = None,
+    ) -> Ticket:
+        """Train one network and write its row; the ticket is kept of what is pruned further or timed."""
+        path = self.folder / f"{arm}-{density}.safetensors"
+        is_kept = arm in STRUCTURES
+        if (self.name, self.seed, arm, density) in self.done and (path.exists() or not is_kept):
+            return Ticket.load(path) if is_kept else Ticket({}, {})
+        self.check_time()
+        began = time.process_time()
+        trained = self.trainer.train(
+            start,
+            masks,
+            number=number,
+            first_epoch=self.case.rewind if first is None else first,
+        )
+        names = self.trainer.names
+        kept = count_kept(masks) + sum(
+            trained.weights[name].size for name in names if name not in masks
+        )
+        left = kept / sum(trained.weights[name].size for name in {*names, *masks})
+        ticket = Ticket(dict(masks), trained.weights)
+        if is_kept:
+            ticket.save(path)
+        self.write(arm, density, left, trained, time.process_time() - began)
+        return ticket
+
+    def write(self, arm: str, density: float, left: float, trained: Any, cpu_s: float) -> None:
+        """Append a row."""
+        row = {
+            "case": self.name,
+            "seed": self.seed,
+            "arm": arm,
+            "density": density,
+            "left": round(left, 4),
+            "accuracy": round(trained.test, 5),
+            "validation": round(trained.validation, 5),
+            "cpu_s": round(cpu_s, 1),
+        }
+        append(self.state, row)
+        self.done.add(key(row))
+        print(json.dumps(row), file=sys.stderr, flush=True)
+
+    def check_time(self) -> None:
+        """Stop when the time is up."""
+        if time.monotonic() > self.end:
+            raise TimeoutError
+
+
+def time_saved(name: str, seed: int, arm: str, density: float, folder: Path) -> Row:
+    """Optimize a ticket as a user would, and time it against its export."""
+    import onnx_ir as ir
+
+    from deploykit.export import export
+    from deploykit.pipeline import Request, optimize
+    from deploykit.recipe import Recipe
+
+    path = folder / name / f"seed{seed}" / f"{arm}-{density}.safetensors"
+    trainer = Trainer(CASES[name].task(), seed=seed, epochs=1)
+    ticket = Ticket.load(path)
+    model = trainer.model_with(ticket.weights).to("cpu").eval()
+    with tempfile.TemporaryDirectory() as scratch:
+        source = Path(scratch) / "model.onnx"
+        ir.save(export(model, trainer.task.example_inputs()), source)
+        report = optimize(
+            Request(source, Recipe(), "benchmarks.tickets"), Path(scratch) / "out"
+        )
+    ratio = report.profile.ratio.median if report.profile is not None else 1.0
+    ci95 = list(report.profile.ratio.ci95) if report.profile is not None else [1.0, 1.0]
+    macs, parameters = report.size.macs, report.size.parameters
+    return {
+        "case": name,
+        "seed": seed,
+        "arm": arm,
+        "density": density,
+        "verdict": report.verdict,
+        "error": report.validation.max_rel_error if report.validation else None,
+        "ratio": round(ratio, 4),
+        "ci95": [round(end, 4) for end in ci95],
+        "macs": round((macs.after or 0) / (macs.before or 1), 4),
+        "parameters": round((parameters.after or 0) / (parameters.before or 1), 4),
+        "zero_channels": sum(
+            layer.zero_outputs for layer in report.layers if layer.shape_after
+        ),
+    }
+
+
+def key(row: Mapping[str, Any]) -> tuple[str, int, str, float]:
+    """What a row is of."""
+    return row["case"], row["seed"], row["arm"], row["density"]
+
+
+def read(path: Path) -> list[Row]:
+    """The rows of a state file."""
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def append(path: Path, row: Row) -> None:
+    """Add a row to a file that others may be adding to."""
+    with path.open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        file.write(json.dumps(row) + "\n")
+
+
+def first_stage() -> Iterator[tuple[str, float]]:
+    """All that is trained for every seed."""
+    yield "dense", 1.0
+    for density in DENSITIES:
+        for arm in STRUCTURES:
+            yield arm, density
+            if arm in SHUFFLED:
+                yield f"{arm}-random", density
+
+
+def second_stage(rows: Sequence[Row], case: str) -> list[tuple[str, float]]:
+    """What is worth new weights; nothing before all seeds of the first stage are there."""
+    found: dict[tuple[str, float], list[float]] = {}
+    for row in rows:
+        if row["case"] == case:
+            found.setdefault((row["arm"], row["density"]), []).append(row["accuracy"])
+    if any(len(found.get(each, ())) < len(SEEDS) for each in first_stage()):
+        return []
+    least = float(np.mean(found["dense", 1.0])) - HOPEFUL
+    return [
+        (arm, density)
+        for density in DENSITIES
+        for arm in STRUCTURES
+        if (arm, density) in ALWAYS or float(np.mean(found[arm, density])) > least
+    ]
+
+
+def judged(rows: Sequence[Row], case: str, arm: str, density: float) -> Verdict | None:
+    """The verdict on an arm, once all its seeds are there."""
+
+    def of(name: str, at: float) -> list[float]:
+        found = {row["seed"]: row["accuracy"] for row in rows if key(row)[2:] == (name, at)}
+        return [found[seed] for seed in sorted(found)]
+
+    rows = [row for row in rows if row["case"] == case]
+    random = of(f"{arm}-random", density)
+    try:
+        return judge(
+            of("dense", 1.0),
+            of(arm, density),
+            of(f"{arm}-reinit", density),
+            random if len(random) >= len(SEEDS) else None,
+        )
+    except UsageError:
+        return None
+
+
+def tables(rows: Sequence[Row], times: Sequence[Row]) -> str:
+    """All cases, as Markdown."""
+    parts = []
+    timed = {key(row): row for row in times}
+    for case in CASES:
+        mine = [row for row in rows if row["case"] == case]
+        dense = [row["accuracy"] for row in mine if row["arm"] == "dense"]
+        if not dense:
+            continue
+        parts.append(f"\n## {case}\n\ndense: {told(dense)}, {len(dense)} seeds\n")
+        parts.append(
+            "| ticket | mask's density | weights left | accuracy | less dense, points | p | re-initialised | p | random mask | "
+            "verdict | time | 95 % | share of FLOPs |\n|" + "---|" * 13
+        )
+        for arm in STRUCTURES:
+            for density in DENSITIES:
+                here = [row for row in mine if key(row)[2:] == (arm, density)]
+                if here:
+                    parts.append(line(rows, case, arm, density, here, timed))
+        parts.append(f"\n{extremes(rows, case)}")
+    return "\n".join(parts)
+
+
+def line(
+    rows: Sequence[Row],
+    case: str,
+    arm: str,
+    density: float,
+    here: Sequence[Row],
+    timed: Mapping[tuple[str, int, str, float], Row],
+) -> str:
+    """One ticket, as a row of Markdown."""
+    found = judged(rows, case, arm, density)
+    mine = [row for row in rows if row["case"] == case]
+
+    def of(name: str) -> str:
+        metrics = [row["accuracy"] for row in mine if key(row)[2:] == (name, density)]
+        return told(metrics) if metrics else ""
+
+    time_row = timed.get((case, SEEDS[0], arm, density))
+    cells = [
+        arm,
+        f"{density:g}",
+        f"{100 * np.mean([row['left'] for row in here]):.1f} %",
+        told([row["accuracy"] for row in here]),
+        f"{100 * found.matches_dense.difference:+.2f}" if found else "",
+        f"{found.matches_dense.p:.2g}" if found else "",
+        of(f"{arm}-reinit"),
+        f"{found.beats_reinit.p:.2g}" if found and found.beats_reinit else "",
+        of(f"{arm}-random"),
+        verdict_word(found),
+        f"{time_row['ratio']:.3f}" if time_row else "",
+        f"{time_row['ci95'][0]:.3f} to {time_row['ci95'][1]:.3f}" if time_row else "",
+        share_of_flops(time_row),
+    ]
+    return "| " + " | ".join(cells) + " |"
+
+
+def share_of_flops(row: Row | None) -> str:
+    """Time saved over multiply-adds saved, where some were."""
+    if row is None or row["macs"] > 0.98:
+        return ""
+    return f"{(1 - row['ratio']) / (1 - row['macs']):.2f}"
+
+
+def verdict_word(found: Verdict | None) -> str:
+    """The verdict in a word or two."""
+    if found is None:
+        return ""
+    return "**wins**" if found.wins else "matches dense" if found.matches_dense.proven else "no"
+
+
+def told(metrics: Sequence[float]) -> str:
+    """Mean and standard deviation, in points."""
+    deviation = f" ± {100 * float(np.std(metrics, ddof=1)):.2f}" if len(metrics) > 1 else ""
+    return f"{100 * float(np.mean(metrics)):.2f}{deviation}"
+
+
+def extremes(rows: Sequence[Row], case: str) -> str:
+    """The sparsest network of each structure with a verdict."""
+    parts = []
+    for arm in STRUCTURES:
+        best: dict[str, float] = {}
+        for density in DENSITIES:
+            found = judged(rows, case, arm, density)
+            here = [
+                row["left"]
+                for row in rows
+                if key(row)[2:] == (arm, density) and row["case"] == case
+            ]
+            if found is None or not found.matches_dense.proven:
+                continue
+            sparsity = 100 * (1 - float(np.mean(here)))
+            best["matches dense"] = max(best.get("matches dense", -math.inf), sparsity)
+            if found.wins:
+                best["wins"] = max(best.get("wins", -math.inf), sparsity)
+        told_of = ", ".join(f"{word} to {value:.0f} %" for word, value in best.items())
+        parts.append(f"{arm}: {told_of or 'at no density tried'}")
+    return "Extreme sparsity. " + "; ".join(parts) + "."
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Train and time what is missing; return the exit code."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--case", default=",".join(CASES), help="networks")
+    parser.add_argument("--seeds", default=",".join(map(str, SEEDS)))
+    parser.add_argument("--minutes", type=float, default=math.inf, help="end after that")
+    parser.add_argument("--no-time", action="store_true", help="train only")
+    parser.add_argument("--no-train", action="store_true", help="time and print what is there")
+    parser.add_argument("--folder", type=Path, default=Path("build/benchmarks/tickets"))
+    options = parser.parse_args(arguments)
+    torch.set_num_threads(1)
+    options.folder.mkdir(parents=True, exist_ok=True)
+    state, timing = options.folder / "rows.jsonl", options.folder / "times.jsonl"
+    end = time.monotonic() + 60 * options.minutes
+    names = options.case.split(",")
+    seeds = [int(seed) for seed in options.seeds.split(",")]
+    try:
+        for name in names if not options.no_train else ():
+            for seed in seeds:
+                Bench(name, seed, options.folder, state, end).run()
+            for seed in seeds:
+                wanted = second_stage(read(state), name)
+                Bench(name, seed, options.folder, state, end).reinitialise(wanted)
+        rows = read(state)
+        timed = {key(row) for row in read(timing)}
+        for row in rows if not options.no_time else ():
+            wanted = (
+                row["arm"] in STRUCTURES and row["arm"] != "imp" and row["seed"] == SEEDS[0]
+            )
+            if wanted and row["case"] in names and key(row) not in timed:
+                if time.monotonic() > end:
+                    raise TimeoutError  # noqa: TRY301 - as in training
+                found = time_saved(*key(row), options.folder)
+                append(timing, found)
+                print(json.dumps(found), file=sys.stderr, flush=True)
+    except TimeoutError:
+        print("The time is up: start it again.", file=sys.stderr)
+    rows, times = read(state), read(timing)
+    there = {key(row) for row in rows}
+    missing = 0
+    for case in CASES:
+        reinit = second_stage(rows, case)
+        again = [(f"{arm}-reinit", density) for arm, density in reinit]
+        wanted_rows = [*first_stage(), *again]
+        missing += sum(
+            (case, seed, *each) not in there for each in wanted_rows for seed in SEEDS
+        )
+        missing += not reinit
+    table = tables(rows, times)
+    print(table)
+    if rows:
+        about = f"{len(rows)} networks trained" + (
+            f", {missing} or more missing." if missing else "."
+        )
+        both = [
+            *({"kind": "training", **row} for row in rows),
+            *({"kind": "time", **row} for row in times),
+        ]
+        results.save("tickets", both, "Structured lottery tickets", f"{about}\n{table}")
+    if missing:
+        print(f"{missing} networks or more are missing: start it again.", file=sys.stderr)
+        return INCOMPLETE
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
