@@ -785,7 +785,7 @@ def _lrn(find: _Finder, node: ir.Node) -> Sequence[Fact | None]:
     whole = np.ones_like(mask)
     squares = np.zeros_like(value)
     # A window that is cut off at either end counts its absent channels as zeros.
-    for step in range(-((size - 1) // 2), size // 2 + 1):
+    for step in range(max(-((size - 1) // 2), 1 - channels), min(size // 2, channels - 1) + 1):
         low, high = max(0, -step), min(channels, channels - step)
         if high > low:
             whole[:, low:high] &= mask[:, low + step : high + step]

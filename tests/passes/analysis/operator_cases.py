@@ -281,6 +281,7 @@ CASES: dict[str, Case] = {
     "LayerNormalization": Case("z = LayerNormalization <axis=2> (y, s, b)", {"s": normal(5, 6) * f32(1, 0, 1, 1, 0, 2), "b": normal(5, 6)}),
     "LayerNormalization of channels": Case("t = Transpose <perm=[0,2,3,1]> (y)\nz = LayerNormalization(t, s)", {"s": f32(1, 0, 2, 0)}),
     "RMSNormalization": Case("z = RMSNormalization <axis=-1> (y, s)", {"s": f32(1, 0, 1, 1, 0, 2)}, opset=23),
+    "LRN-wide": Case("t = Mul(y, g)\nz = LRN <size=11, alpha=0.5> (t)", {"g": f32(0, 1, 1, 1).reshape(4, 1, 1)}),
     "LRN": Case("t = Mul(y, g)\nz = LRN <size=3, alpha=0.5> (t)", {"g": f32(0, 1, 1, 1).reshape(4, 1, 1)}),
     "Softmax": Case("z = Softmax <axis=2> (y)"),
     "Softmax before 13": Case("z = Softmax <axis=2> (y)", opset=11),

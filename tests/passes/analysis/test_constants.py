@@ -159,3 +159,16 @@ def test_an_operator_of_another_domain_has_no_rule() -> None:
     found = claims(proto)
     assert "y" in found
     assert "z" not in found
+
+
+def test_a_window_over_more_channels_than_there_are_takes_no_longer() -> None:
+    """LRN with the largest size there is: whoever steps through its window never ends."""
+    proto = onnx.parser.parse_model(
+        '<ir_version: 8, opset_import: ["" : 17]> g (float[1, 2, 3, 3] x) => (float[1, 2, 3, 3] z) '
+        "<float[1, 2, 1, 1] gate = {0, 1}> "
+        f"{{ y = Mul(x, gate) z = LRN <size={2**63 - 1}> (y) }}"
+    )
+    mask, value = claims(proto)["z"]
+    assert mask[0, 0].all()
+    assert not mask[0, 1].any()
+    assert not value[0, 0].any()
