@@ -14,6 +14,7 @@ from deploykit.torch_source import PlacedBlocks, TorchSource, is_reference
 
 if TYPE_CHECKING:
     from deploykit.recipe import Recipe
+    from deploykit.ticket import Ticket
 
 __all__ = ["TORCH_PACKAGES", "Opened", "files_of", "open_model"]
 
@@ -29,7 +30,8 @@ class Opened:
         source: the model as it was read: of a PyTorch model, the file that it was exported to.
         given: what was asked for, a path or `package.module:object`.
         is_exported: whether it was exported just now.
-        ticket: the ticket that is in it.
+        ticket: the ticket that is in it; None without one.
+        ticket_record: its path and hash.
         blocks: dense blocks of its weights, by initializer.
         notes: what a user should know, in words.
     """
@@ -37,7 +39,8 @@ class Opened:
     source: model_io.Source
     given: str
     is_exported: bool = False
-    ticket: records.TicketRecord | None = None
+    ticket: Ticket | None = None
+    ticket_record: records.TicketRecord | None = None
     blocks: Mapping[str, PlacedBlocks] = dataclasses.field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
@@ -45,7 +48,7 @@ class Opened:
     def record(self) -> records.SourceRecord:
         """What the report says of it."""
         factory = self.given if self.is_exported else None
-        return records.SourceRecord(self.given, self.source.sha256, factory, self.ticket)
+        return records.SourceRecord(self.given, self.source.sha256, factory, self.ticket_record)
 
 
 def files_of(given: Path, recipe: Recipe) -> tuple[Path, ...]:
@@ -94,8 +97,9 @@ def open_model(
         source,
         str(given),
         is_exported=True,
-        ticket=None
-        if ticket is None or written.ticket_sha256 is None
+        ticket=written.ticket,
+        ticket_record=None
+        if ticket is None
         else records.TicketRecord(str(ticket), written.ticket_sha256),
         blocks=written.blocks,
         notes=written.notes,

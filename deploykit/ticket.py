@@ -5,12 +5,13 @@ state dict, behind what they are:
 
     weights/NAME          the weight
     masks/NAME            its mask, eight elements a byte, first element in the highest bit
+    found/NAME            the mask that was found, before it was given a structure
     blocks/NAME/rows      rows of all blocks of the weight, one block after the other
     blocks/NAME/columns   columns of all blocks
 
 The metadata has the single key `deploykit.ticket`, because safetensors writes several in no fixed order: a JSON object with
-`schema_version`, `masks` (shapes), `blocks` (numbers of rows and columns of each block), `provenance`, and `digest`, a
-sha256 of everything else.
+`schema_version`, `masks` and `found` (shapes), `blocks` (numbers of rows and columns of each block), `provenance`, and
+`digest`, a sha256 of everything else.
 """
 
 from __future__ import annotations
@@ -74,12 +75,14 @@ class Ticket:
         weights: the state dict, as arrays: trained, and zero where the mask is False. Empty if the ticket is masks only.
         blocks: the dense blocks of regrouped weights; they share no element, and their union is the mask.
         provenance: what it was found with, in JSON's types: task, versions, seeds, schedule, metrics.
+        found: the masks as they were found, before they were given a structure; for pictures, and nothing depends on them.
     """
 
     masks: Mapping[str, Bools]
     weights: Mapping[str, Array]
     blocks: Mapping[str, tuple[Block, ...]] = dataclasses.field(default_factory=dict)
     provenance: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    found: Mapping[str, Bools] = dataclasses.field(default_factory=dict)
 
     def check(self) -> Ticket:
         """Check that the parts fit together; returns the ticket.
@@ -100,6 +103,14 @@ class Ticket:
                 raise ModelError(msg)
         for name, mask in self.masks.items():
             self._check_mask(name, mask)
+        for name, mask in self.found.items():
+            if (
+                mask.dtype != np.bool_
+                or name not in self.masks
+                or mask.shape != self.masks[name].shape
+            ):
+                msg = f"the mask that was found for '{name}' is none of its mask's shape. {FIND_AGAIN}"
+                raise ModelError(msg)
         for name, blocks in self.blocks.items():
             if name not in self.masks:
                 msg = f"there are blocks for '{name}', which has no mask. {FIND_AGAIN}"
@@ -141,8 +152,10 @@ class Ticket:
         numpy_format = load_safetensors()
         self.check()
         arrays = {f"weights/{name}": _in_order(array) for name, array in self.weights.items()}
-        for name, mask in self.masks.items():
-            arrays[f"masks/{name}"] = np.packbits(mask.ravel())
+        for kind, masks in (("masks", self.masks), ("found", self.found)):
+            arrays |= {
+                f"{kind}/{name}": np.packbits(mask.ravel()) for name, mask in masks.items()
+            }
         for name, blocks in self.blocks.items():
             for what in ("rows", "columns"):
                 # int64 is what an empty list of indices would not be
@@ -153,6 +166,7 @@ class Ticket:
         document: dict[str, Any] = {
             "schema_version": SCHEMA_VERSION,
             "masks": {name: list(mask.shape) for name, mask in self.masks.items()},
+            "found": {name: list(mask.shape) for name, mask in self.found.items()},
             "blocks": {
                 name: [[len(block.rows), len(block.columns)] for block in blocks]
                 for name, blocks in self.blocks.items()
@@ -195,11 +209,15 @@ class Ticket:
         if stated != _digest(document, arrays):
             raise _altered(path)
         try:
-            found = cls(
-                masks={
-                    name: _unpacked(arrays[f"masks/{name}"], shape)
-                    for name, shape in document["masks"].items()
-                },
+            masks, found = (
+                {
+                    name: _unpacked(arrays[f"{kind}/{name}"], shape)
+                    for name, shape in document[kind].items()
+                }
+                for kind in ("masks", "found")
+            )
+            ticket = cls(
+                masks=masks,
                 weights={
                     name.removeprefix("weights/"): array
                     for name, array in arrays.items()
@@ -212,13 +230,14 @@ class Ticket:
                     for name, sizes in document["blocks"].items()
                 },
                 provenance=document["provenance"],
+                found=found,
             )
         except (KeyError, ValueError, TypeError, AttributeError) as error:
             # The digest holds, so whoever wrote this meant it.
             msg = f"the ticket '{path}' is no ticket of schema {SCHEMA_VERSION}: {error!r}. {FIND_AGAIN}"
             raise ModelError(msg) from error
         try:
-            return found.check()
+            return ticket.check()
         except ModelError as error:
             msg = f"the ticket '{path}' cannot be used: {error}"
             raise ModelError(msg) from error

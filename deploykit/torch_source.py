@@ -8,9 +8,11 @@ is the original that everything else is held against.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import inspect
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -53,13 +55,15 @@ class Written:
         path: the ONNX file.
         blocks: the ticket's blocks, by initializer.
         notes: what a user should know, in words.
-        ticket_sha256: of the ticket's file; None without one.
+        ticket: the ticket that is in it; None without one.
+        ticket_sha256: of its file.
     """
 
     path: Path
     blocks: Mapping[str, PlacedBlocks]
     notes: tuple[str, ...]
-    ticket_sha256: str | None
+    ticket: Ticket | None = None
+    ticket_sha256: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,7 +91,8 @@ class TorchSource:
         torch = load_torch()
         # What is wrong with the ticket is told before the user's code has run for minutes.
         ticket = None if self.ticket is None else read_ticket(self.ticket)
-        with torch.random.fork_rng():
+        # What the user's code prints is no result of ours.
+        with torch.random.fork_rng(), contextlib.redirect_stdout(sys.stderr):
             # A model that is not trained is the same one in every run.
             torch.manual_seed(0)
             model, inputs = self._make()
@@ -103,11 +108,11 @@ class TorchSource:
         path = folder / "exported.onnx"
         model_io.save(exported.model, path, external=False)
         blocks, lost = _place_blocks(exported, ticket)
-        sha256 = None
+        sha256 = ""
         if self.ticket is not None:
             with self.ticket.open("rb") as file:
                 sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-        return Written(path, blocks, (*notes, *exported.notes, *lost), sha256)
+        return Written(path, blocks, (*notes, *exported.notes, *lost), ticket, sha256)
 
     def _make(self) -> tuple[torch.nn.Module, Tensors]:
         """The module, and what it is exported with."""

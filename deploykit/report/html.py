@@ -506,8 +506,12 @@ def _passes(report: Report) -> str:
 def _footer(report: Report) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in report.versions.items())
     elapsed = span(f"{report.elapsed_s:.1f} s", Shown("elapsed_s", report.elapsed_s))
+    held = report.source.ticket
+    ticket = (
+        "" if held is None else f"<br>ticket: {escape(held.path)}, sha256 {escape(held.sha256)}"
+    )
     return (
-        f"<footer><code>{escape(report.command)}</code><br>sha256 of the source: {escape(report.source.sha256)}<br>"
+        f"<footer><code>{escape(report.command)}</code><br>sha256 of the source: {escape(report.source.sha256)}{ticket}<br>"
         f"target: {escape(report.target)}; {escape(versions)}; {elapsed}</footer>"
     )
 
