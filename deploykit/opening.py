@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from deploykit import model_io
 from deploykit.errors import UsageError
 from deploykit.report import records
-from deploykit.torch_source import PlacedBlocks, TorchSource, is_reference
+from deploykit.torch_source import Feeds, PlacedBlocks, TorchSource, is_reference
 
 if TYPE_CHECKING:
     from deploykit.recipe import Recipe
@@ -34,6 +34,7 @@ class Opened:
         ticket_record: its path and hash.
         blocks: dense blocks of its weights, by initializer.
         notes: what a user should know, in words.
+        examples: inputs of the model's own task, which tell more than generated ones.
     """
 
     source: model_io.Source
@@ -43,6 +44,7 @@ class Opened:
     ticket_record: records.TicketRecord | None = None
     blocks: Mapping[str, PlacedBlocks] = dataclasses.field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    examples: tuple[Feeds, ...] = ()
 
     @property
     def record(self) -> records.SourceRecord:
@@ -104,3 +106,8 @@ def open_model(
         blocks=written.blocks,
         notes=written.notes,
     )
+        examples=tuple(
+            feeds
+            for feeds in written.examples
+            if all(feeds[name].shape == size for name, size in recipe.shape.items())
+        ),

@@ -433,15 +433,16 @@ def _start(asked: Path, recipe: Recipe, work: Path, progress: Progress) -> Start
             f"compared on {FEWER_INPUTS} generated inputs, not {INPUTS}, because the model is larger than "
             f"{HEAVY_BYTES >> 30} GiB: give more with --inputs"
         )
-    feeds = list(inputs.feeds)
+    feeds: list[Feeds] = [*opened.examples, *inputs.feeds]
     if recipe.inputs:
         from deploykit.runtimes.onnxruntime import Session
 
         with Session(original, optimization="none") as session:
             # Real inputs come first: they are what is measured.
             feeds = [
-                each for file in recipe.inputs for each in load_inputs(file, session.inputs)
-            ] + feeds
+                *(each for file in recipe.inputs for each in load_inputs(file, session.inputs)),
+                *feeds,
+            ]
     given = len(feeds) - len(inputs.feeds)
 
     def refer(is_wanted: Callable[[], bool]) -> Reference:

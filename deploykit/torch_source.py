@@ -15,7 +15,7 @@ import inspect
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
@@ -24,14 +24,19 @@ from deploykit.errors import DeploykitError, UsageError
 from deploykit.foreign_tickets import load_torch, read_ticket
 
 if TYPE_CHECKING:
+    import onnx_ir as ir
     import torch
 
     from deploykit.export import Exported, Tensors
     from deploykit.ticket import Block, Ticket
 
-__all__ = ["PlacedBlocks", "TorchSource", "Written", "apply_ticket", "is_reference"]
+__all__ = ["Feeds", "PlacedBlocks", "TorchSource", "Written", "apply_ticket", "is_reference"]
+
+Feeds: TypeAlias = Mapping[str, np.ndarray[Any, np.dtype[Any]]]
 
 MOST_NAMED = 5
+MOST_EXAMPLES = 5
+"""How many example inputs the optimized model is compared on, one at a time."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -55,6 +60,7 @@ class Written:
         path: the ONNX file.
         blocks: the ticket's blocks, by initializer.
         notes: what a user should know, in words.
+        examples: the task's example inputs, one at a time where the batch is open; none for a model without a task.
         ticket: the ticket that is in it; None without one.
         ticket_sha256: of its file.
     """
@@ -62,6 +68,7 @@ class Written:
     path: Path
     blocks: Mapping[str, PlacedBlocks]
     notes: tuple[str, ...]
+    examples: tuple[Feeds, ...] = ()
     ticket: Ticket | None = None
     ticket_sha256: str = ""
 
@@ -95,7 +102,7 @@ class TorchSource:
         with torch.random.fork_rng(), contextlib.redirect_stdout(sys.stderr):
             # A model that is not trained is the same one in every run.
             torch.manual_seed(0)
-            model, inputs = self._make()
+            model, inputs, is_real = self._make()
         _settle_masks(model)
         notes: list[str] = []
         if ticket is not None:
@@ -112,10 +119,12 @@ class TorchSource:
         if self.ticket is not None:
             with self.ticket.open("rb") as file:
                 sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-        return Written(path, blocks, (*notes, *exported.notes, *lost), ticket, sha256)
+        examples = _feeds(exported.model, inputs) if is_real else ()
+        notes += [*exported.notes, *lost]
+        return Written(path, blocks, tuple(notes), examples, ticket, sha256)
 
-    def _make(self) -> tuple[torch.nn.Module, Tensors]:
-        """The module, and what it is exported with."""
+    def _make(self) -> tuple[torch.nn.Module, Tensors, bool]:
+        """The module, what it is exported with, and whether that is data of a task, and not noise."""
         from deploykit.finder.task import Task, asking, load_object
 
         torch = load_torch()
@@ -129,13 +138,16 @@ class TorchSource:
                 examples = tuple(found.example_inputs())
         else:
             model, examples = found, ()
+        model = _unwrapped(model)
         if not isinstance(model, torch.nn.Module):
             msg = (
                 f"'{self.reference}' gives a {type(model).__name__}, and no PyTorch model. Name a torch.nn.Module, a "
                 "deploykit.finder.task.Task, or a function that returns one of them."
             )
             raise UsageError(msg)
-        return model, _inputs(model, examples, self.shapes, self.reference)
+        inputs = _inputs(model, examples, self.shapes, self.reference)
+        real = {id(each) for each in examples}
+        return model, inputs, all(id(each) in real for each in inputs)
 
 
 def is_reference(source: Path) -> bool:
@@ -200,6 +212,19 @@ def _called(function: Any, reference: str) -> object:  # noqa: ANN401 - whatever
     except Exception as error:
         msg = f"'{reference}' failed when it was called for a model: {type(error).__name__}: {error}. Correct it."
         raise UsageError(msg) from error
+
+
+def _unwrapped(model: Any) -> Any:  # noqa: ANN401 - whatever the user put there
+    """The module that torch.compile or a parallel wrapper is put around, whose names are those of the ticket."""
+    from torch.nn.parallel import DataParallel, DistributedDataParallel
+
+    while True:
+        if isinstance(model, DataParallel | DistributedDataParallel):
+            model = model.module
+        elif hasattr(model, "_orig_mod"):
+            model = model._orig_mod  # noqa: SLF001 - what torch.compile calls it, in state dicts too
+        else:
+            return model
 
 
 def _settle_masks(model: torch.nn.Module) -> None:
@@ -271,6 +296,30 @@ def _inputs(
             example = drawn.to(kind if example is None else example.dtype)
         found.append(example)
     return tuple(found)
+
+
+def _feeds(exported: ir.Model, inputs: Tensors) -> tuple[Feeds, ...]:
+    """Example inputs by the names of an exported model: one by one where it takes any batch, else as they are."""
+    arrays = {
+        str(value.name): tensor.detach().cpu().numpy()
+        for value, tensor in zip(exported.graph.inputs, inputs, strict=True)
+    }
+    is_open = {
+        str(value.name)
+        for value in exported.graph.inputs
+        if value.shape is not None
+        and value.shape.rank()
+        and not isinstance(value.shape[0], int)
+    }
+    if not is_open:
+        return (arrays,)
+    return tuple(
+        {
+            name: array[index : index + 1] if name in is_open else array
+            for name, array in arrays.items()
+        }
+        for index in range(min(MOST_EXAMPLES, *(len(arrays[name]) for name in is_open)))
+    )
 
 
 def _place_blocks(

@@ -91,6 +91,8 @@ def test_every_dropped_channel_of_a_residual_network_goes(run, tmp_path, source,
         "ticket": {"path": str(path), "sha256": hashlib.sha256(path.read_bytes()).hexdigest()},
     }
     assert "torch" in document["versions"]
+    # The two examples of a task come before the generated ones.
+    assert document["validation"]["inputs"] == (7 if source == "Shapes" else 5)
     # The original is the dense network with the masks in it.
     assert document["size"]["parameters"]["before"] > 19_000
 
@@ -268,10 +270,16 @@ def test_a_source_is_opened_once_and_the_ticket_is_no_prey(run, tmp_path):
     assert path.read_bytes() == before
 
 
-def test_a_class_an_instance_and_a_module_are_the_same_to_it(tmp_path):
+def test_a_class_an_instance_and_a_wrapped_module_are_the_same_to_it(tmp_path):
     written = []
-    for reference in ("Shapes", "instance"):
+    for reference, shapes in (
+        ("Shapes", {}),
+        ("instance", {}),
+        ("parallel", {"images": (1, 1, 12, 12)}),
+    ):
         folder = tmp_path / reference
         folder.mkdir()
-        written.append(TorchSource(f"{HERE}:{reference}").write(folder).path.read_bytes())
-    assert written[0] == written[1]
+        source = TorchSource(f"{HERE}:{reference}", shapes=shapes)
+        written.append(source.write(folder))
+    assert len({each.path.read_bytes() for each in written}) == 1
+    assert [len(each.examples) for each in written] == [2, 2, 0]
