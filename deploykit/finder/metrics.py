@@ -6,10 +6,11 @@ import csv
 import dataclasses
 import io
 from collections.abc import Sequence
+from typing import Any
 
 from deploykit.finder.training import Epoch
 
-__all__ = ["Row", "as_csv", "as_picture"]
+__all__ = ["Row", "as_csv", "as_picture", "as_record"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,6 +48,21 @@ class Row:
     def sparsity(self) -> float:
         """Part of the prunable weights that is dropped."""
         return 1.0 - self.remaining
+
+
+def as_record(row: Row) -> dict[str, Any]:
+    """A row in JSON's types, without its epochs, which the CSV has."""
+    return {
+        "round": row.round,
+        "structure": row.structure,
+        "kept": row.kept,
+        "total": row.total,
+        "sparsity": row.sparsity,
+        "validation": row.validation,
+        "test": row.test,
+        "file": row.file,
+        "notes": list(row.notes),
+    }
 
 
 def as_csv(rows: Sequence[Row]) -> bytes:

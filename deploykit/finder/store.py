@@ -15,6 +15,7 @@ taken for part of this one. While a search runs it holds a lock on the folder, w
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import os
 from collections.abc import Iterator, Mapping
@@ -195,12 +196,8 @@ class Store:
         self._write(self.folder / TICKET, ticket)
 
     def _write(self, path: Path, ticket: Ticket) -> None:
-        marked = Ticket(
-            ticket.masks,
-            ticket.weights,
-            ticket.blocks,
-            {**ticket.provenance, "fingerprint": self._fingerprint},
-        )
+        provenance = {**ticket.provenance, "fingerprint": self._fingerprint}
+        marked = dataclasses.replace(ticket, provenance=provenance)
         with self._told(path):
             marked.save(path)
 

@@ -109,11 +109,13 @@ class Structured:
         masks: by weight; of more weights than before where other layers read what was dropped.
         blocks: of regrouped weights.
         notes: what could not be done, and why, in words.
+        found: the masks as they were.
     """
 
     masks: dict[str, Any]
     blocks: dict[str, tuple[Block, ...]]
     notes: tuple[str, ...]
+    found: dict[str, Any]
 
 
 def apply_structure(
@@ -150,7 +152,7 @@ def apply_structure(
         match=structure.match,
     )
     notes = tuple(f"'{skip.subject}': {skip.reason}" for skip in coupling.skips)
-    return Structured(made, {}, notes)
+    return Structured(made, {}, notes, dict(masks))
 
 
 def _regroup(
@@ -181,7 +183,7 @@ def _regroup(
             # Scattered zeros would make nothing faster and only cost accuracy: without blocks a layer is dense.
             made[name] = np.ones_like(mask)
             notes.append(f"'{name}' stays dense: {found.reason}")
-    return Structured(made, blocks, tuple(notes))
+    return Structured(made, blocks, tuple(notes), dict(masks))
 
 
 def _coupling(trainer: Trainer, weights: Weights) -> Coupling:

@@ -40,8 +40,8 @@ class Tones(Task):
     """Fine-tunes a pretrained pitch tracker on tones; its metric is the part that is right to 50 cents."""
 
     name = "tones"
-    epochs = 6
-    batch = 64
+    epochs = 4
+    batch = 32
 
     def model(self) -> nn.Module:
         """CREPE `tiny` with its published weights."""
@@ -50,7 +50,7 @@ class Tones(Task):
         return network
 
     def data(self) -> Data:
-        """4,000 tones to learn from."""
+        """2,000 tones to learn from."""
         train, validation, test = datasets.tones()
         return Data(train=train, validation=validation, test=test)
 

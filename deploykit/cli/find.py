@@ -1,0 +1,339 @@
+"""`deploykit find`: a sparse network that trains as well as the dense one, from a task in PyTorch."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
+
+import click
+
+from deploykit.cli.narration import closing_line
+from deploykit.cli.options import command_line, output_options, set_verbosity
+from deploykit.cli.search_narration import SearchNarration
+from deploykit.errors import UsageError
+
+if TYPE_CHECKING:
+    from deploykit.finder.search import Result, Settings
+
+__all__ = ["command"]
+
+# Written out, because what knows them imports torch; a test compares.
+SOURCES = ("imp", "omp", "random", "snip", "grasp", "synflow")
+STRUCTURES = ("none", "refill", "refill+", "regroup")
+CRITERIA = ("remaining-l1", "remaining-count", "feature-l1", "feature-l2", "saliency")
+ROUNDS = 10
+INTERRUPTED = 130
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+def read_rewind(
+    ctx: click.Context, parameter: click.Parameter, value: str | None
+) -> int | Literal["none", "default"]:
+    """The value of `--rewind`."""
+    del ctx, parameter
+    if value is None:
+        return "default"
+    if value == "none":
+        return "none"
+    try:
+        return int(value)
+    except ValueError as error:
+        msg = f"'{value}' is neither a number of epochs nor 'none'."
+        raise click.BadParameter(msg) from error
+
+
+def search_options(command: Command) -> Command:
+    """What is searched for."""
+    part = click.FloatRange(0.0, 1.0, min_open=True, max_open=True)
+    options = [
+        click.option(
+            "--source",
+            type=click.Choice(SOURCES),
+            default="imp",
+            show_default=True,
+            help="What chooses the weights that stay.",
+        ),
+        click.option(
+            "--structure",
+            type=click.Choice(STRUCTURES),
+            default="none",
+            show_default=True,
+            help="What their mask is made into: whole channels (refill, refill+), or dense blocks (regroup).",
+        ),
+        click.option(
+            "--rounds",
+            type=click.IntRange(min=1),
+            metavar="N",
+            help=f"Rounds of pruning. [default: {ROUNDS}, or what the sparsity takes]",
+        ),
+        click.option(
+            "--sparsity",
+            type=part,
+            metavar="PART",
+            help="Part of the weights to drop in the end.",
+        ),
+        click.option(
+            "--rate",
+            type=part,
+            default=0.2,
+            show_default=True,
+            metavar="PART",
+            help="Part of what is left that a round drops.",
+        ),
+        click.option(
+            "--epochs",
+            type=click.IntRange(min=1),
+            metavar="N",
+            help="Length of a training run. [default: the task's]",
+        ),
+        click.option(
+            "--rewind",
+            callback=read_rewind,
+            metavar="EPOCH",
+            help="Start tickets from the weights after this epoch; 'none': go on from the round before. "
+            "[default: a twentieth of the epochs for imp and omp, else 0]",
+        ),
+        click.option(
+            "--seed", type=int, default=0, show_default=True, help="Of everything random."
+        ),
+        click.option(
+            "--every-round",
+            is_flag=True,
+            help="Give every round the structure, not only the last.",
+        ),
+    ]
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def structure_options(command: Command) -> Command:
+    """How structures are made."""
+    options = [
+        click.option(
+            "--criterion",
+            type=click.Choice(CRITERIA),
+            default="remaining-l1",
+            show_default=True,
+            help="refill: what a channel is worth.",
+        ),
+        click.option(
+            "--extra",
+            type=click.FloatRange(0.0, 1.0),
+            metavar="PART",
+            help="refill+: part of the dropped channels that is taken back. [default: 0.2]",
+        ),
+        click.option(
+            "--multiple",
+            type=click.IntRange(min=1),
+            default=1,
+            show_default=True,
+            metavar="N",
+            help="refill: round numbers of channels to this.",
+        ),
+        click.option(
+            "--match",
+            type=click.Choice(["rows", "weights"]),
+            default="rows",
+            show_default=True,
+            help="refill: whether the mask says how many channels stay, or how many weights.",
+        ),
+        click.option(
+            "--columns",
+            type=click.Choice(["element", "channel"]),
+            default="element",
+            show_default=True,
+            help="regroup: what blocks are made of; whole input channels can run on stock operators.",
+        ),
+        click.option(
+            "--blocks",
+            type=click.IntRange(min=1),
+            metavar="N",
+            help="regroup: blocks in a layer. [default: up to 8]",
+        ),
+        click.option(
+            "--form",
+            type=click.Choice(["free", "balanced", "disjoint"]),
+            default="free",
+            show_default=True,
+            help="regroup: blocks of any size, of equal size, or of equal size that share no input.",
+        ),
+        click.option(
+            "--target",
+            default="onnxruntime-cpu",
+            show_default=True,
+            metavar="NAME",
+            help="regroup: what the sizes of blocks suit.",
+        ),
+        click.option(
+            "--group-aware",
+            is_flag=True,
+            help="regroup: go on from the blocks in the next round.",
+        ),
+    ]
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def engine_options(command: Command) -> Command:
+    """Where training runs."""
+    options = [
+        click.option(
+            "--device",
+            default="auto",
+            show_default=True,
+            metavar="NAME",
+            help="cpu, cuda, or cuda where there is one.",
+        ),
+        click.option(
+            "--threads",
+            type=click.IntRange(min=1),
+            metavar="N",
+            help="Threads of torch. [default: torch's own number]",
+        ),
+        click.option(
+            "--amp/--no-amp", default=True, help="Mixed precision on a GPU. [default: amp]"
+        ),
+        click.option(
+            "--deterministic/--no-deterministic",
+            default=True,
+            help="Refuse operations that do not compute the same every time. [default: deterministic]",
+        ),
+    ]
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+@click.command("find", short_help="Find a sparse network that trains as well as the dense one.")
+@click.argument("task")
+@click.option(
+    "-o",
+    "--out",
+    type=click.Path(path_type=Path),
+    help="Folder for the ticket, the rounds and the metrics.",
+)
+@click.option("--force", is_flag=True, help="Replace another search in that folder.")
+@search_options
+@structure_options
+@engine_options
+@output_options
+@click.pass_context
+def command(
+    ctx: click.Context,
+    /,
+    task: str,
+    *,
+    out: Path | None,
+    force: bool,
+    device: str,
+    threads: int | None,
+    amp: bool,
+    as_json: bool,
+    verbose: int,
+    quiet: int,
+    log_file: Path | None,
+    **given: Any,  # noqa: ANN401 - options of several types
+) -> None:
+    """Find a lottery ticket for TASK, package.module:object: a deploykit.finder.task.Task, its class, or what returns one.
+
+    Trains the network, drops the smallest weights, sets the others back to what they were early in training, and
+    repeats. Every round is saved: killed or interrupted, the same command goes on where it was and comes to the same
+    ticket, bit for bit. 'deploykit optimize TASK --ticket OUT/ticket.safetensors' makes it fast.
+
+    Built-in tasks: digits, mnist, fashion_resnet8, fashion_resnet20, fashion_vgg, fashion_mobilenet, watch and tones in
+    deploykit.finder.tasks.
+    """
+    verbosity = set_verbosity(ctx, verbose, quiet, log_file)
+    if out is None:
+        msg = "where should the ticket go? Give a folder with -o OUT."
+        raise UsageError(msg)
+    began = time.monotonic()
+    from deploykit.foreign_tickets import load_torch
+    from deploykit.ticket import load_safetensors
+
+    torch = load_torch()
+    load_safetensors()
+    if threads is not None:
+        torch.set_num_threads(threads)
+    from deploykit.finder.engine import make_engine
+    from deploykit.finder.search import check_settings, search
+    from deploykit.finder.task import load_task
+
+    settings = make_settings(task, **given)
+    check_settings(settings)
+    loaded = load_task(task)
+    engine = make_engine(device, amp=amp)
+    try:
+        with SearchNarration(verbosity if engine.rank == 0 else -1) as progress:
+            result = search(
+                loaded, settings, out, engine=engine, force=force, progress=progress
+            )
+    except KeyboardInterrupt:
+        click.secho("Error: ", fg="red", err=True, nl=False)
+        click.echo(
+            f"interrupted; what was found is kept in '{out}'. Start the same command again to go on.",
+            err=True,
+        )
+        ctx.exit(INTERRUPTED)
+    finally:
+        engine.close()
+    if engine.rank == 0:
+        show(result, command_line(), as_json=as_json)
+        click.echo(f"ticket: {result.ticket}", err=True)
+        closing_line(ok=True, began=began, command=command_line(), verbosity=verbosity)
+
+
+def make_settings(task: str, **given: Any) -> Settings:  # noqa: ANN401 - options of several types
+    """The settings that a command line asks for.
+
+    Raises:
+        UsageError: options do not fit together.
+    """
+    from deploykit.finder.search import Settings
+    from deploykit.finder.structuring import Structure
+
+    options = {
+        name: given[name]
+        for name in (
+            *("criterion", "extra", "multiple", "match"),
+            *("columns", "blocks", "form", "target"),
+        )
+    }
+    rounds, sparsity = given["rounds"], given["sparsity"]
+    if rounds is None and sparsity is None:
+        rounds = ROUNDS
+    name = given["structure"]
+    return Settings(
+        reference=task,
+        source=given["source"],
+        structure=None if name == "none" else Structure(name, **options),
+        rounds=rounds,
+        sparsity=sparsity,
+        rate=given["rate"],
+        epochs=given["epochs"],
+        rewind=given["rewind"],
+        seed=given["seed"],
+        every_round=given["every_round"],
+        group_aware=given["group_aware"],
+        deterministic=given["deterministic"],
+    )
+
+
+def show(result: Result, command: str, *, as_json: bool) -> None:
+    """Print a result on stdout, as JSON or as a table."""
+    from deploykit.cli.printable import printable, printable_json
+
+    if as_json:
+        import json
+
+        document = json.dumps(result.document(command), indent=1, allow_nan=False)
+        click.echo(printable_json(document))
+        return
+    from deploykit.report.search_text import print_search
+
+    print_search(printable(result))
