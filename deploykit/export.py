@@ -161,7 +161,7 @@ def _export_raw(
     notes: tuple[str, ...] = ()
     inputs = _on_device(model, example_inputs)
     batch = inputs[0].shape[0] if inputs[0].ndim else 0
-    with _evaluating(model), torch.no_grad(), _captured() as told:
+    with _evaluating(model), _in_rows(model), torch.no_grad(), _captured() as told:
         try:
             # The exporter takes an axis of size 1 for a fixed one.
             open_inputs = _resized(inputs, max(batch, 2)) if dynamic_batch else inputs
@@ -261,9 +261,40 @@ def _output_name(path: Sequence[Any]) -> str:
 
 
 def _on_device(model: torch.nn.Module, inputs: Tensors) -> Tensors:
-    """The inputs where the parameters of a module lie."""
+    """The inputs where the parameters of a module lie, in rows: see `_in_rows`."""
     parameter = next(model.parameters(), None)
-    return inputs if parameter is None else tuple(each.to(parameter.device) for each in inputs)
+    device = None if parameter is None else parameter.device
+    return tuple(_rows(each.to(device)) for each in inputs)
+
+
+def _rows(tensor: torch.Tensor) -> torch.Tensor:
+    """A tensor laid out row by row.
+
+    `contiguous()` is not enough: where a size is 1, strides of `channels_last` pass for contiguous, and are passed on.
+    """
+    import torch
+
+    if tensor.stride() == torch.empty(tensor.shape, device="meta").stride():
+        return tensor
+    return tensor.clone(memory_format=torch.contiguous_format)
+
+
+@contextlib.contextmanager
+def _in_rows(model: torch.nn.Module) -> Iterator[None]:
+    """Lay the weights of a module out as they are counted; afterwards they lie as they did.
+
+    Of a module in `channels_last` the exporter writes down how its tensors lie in memory, as Gathers with computed indices,
+    where all that was meant is a Reshape.
+    """
+    tensors = [*model.parameters(), *model.buffers()]
+    before = [(tensor, tensor.data) for tensor in tensors]
+    for tensor, data in before:
+        tensor.data = _rows(data)
+    try:
+        yield
+    finally:
+        for tensor, data in before:
+            tensor.data = data
 
 
 @contextlib.contextmanager

@@ -52,6 +52,13 @@ class Opened:
         factory = self.given if self.is_exported else None
         return records.SourceRecord(self.given, self.source.sha256, factory, self.ticket_record)
 
+    @property
+    def ticket_layers(self) -> tuple[records.TicketLayer, ...]:
+        """What the report says of the ticket."""
+        from deploykit.ticket_layers import find_ticket_layers
+
+        return () if self.ticket is None else find_ticket_layers(self.ticket)
+
 
 def files_of(given: Path, recipe: Recipe) -> tuple[Path, ...]:
     """The files that were named, which no result may replace."""
@@ -105,9 +112,9 @@ def open_model(
         else records.TicketRecord(str(ticket), written.ticket_sha256),
         blocks=written.blocks,
         notes=written.notes,
-    )
         examples=tuple(
             feeds
             for feeds in written.examples
             if all(feeds[name].shape == size for name, size in recipe.shape.items())
         ),
+    )

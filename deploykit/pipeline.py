@@ -343,6 +343,7 @@ def _planned(
         candidates=(),
         profile=None,
         layers=compared,
+        ticket_layers=opened.ticket_layers,
         verdict="planned",
         groups=found,
         reason=(
@@ -821,6 +822,7 @@ def _report(job: Job, decided: Decision, work: Path) -> records.Report:
         layers=compared,
         layer_times=seen.layer_times,
         staircases=seen.staircases,
+        ticket_layers=start.opened.ticket_layers,
         verdict=decided.verdict,
         reason=decided.reason,
         warnings=tuple(dict.fromkeys(warnings)),

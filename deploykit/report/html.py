@@ -14,7 +14,7 @@ from html import escape
 from importlib import resources
 from typing import TYPE_CHECKING
 
-from deploykit.report import layer_sections
+from deploykit.report import layer_sections, ticket_section
 from deploykit.report.markup import (
     Cell,
     Column,
@@ -65,7 +65,7 @@ def render(report: Report) -> str:
     script = _resource("page.js")
     digest = base64.b64encode(hashlib.sha256(script.encode("utf-8")).digest()).decode("ascii")
     policy = (
-        f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'; "
+        f"default-src 'none'; style-src 'unsafe-inline'; img-src data:; script-src 'sha256-{digest}'; "
         "base-uri 'none'; form-action 'none'"
     )
     with plots.settings():
@@ -76,6 +76,7 @@ def render(report: Report) -> str:
             *(f'<p class="warning">{escape(text)}</p>' for text in shown_warnings(report)),
             _side_by_side(_sizes(report), _validation(report)),
             _latencies(report),
+            ticket_section.ticket_layers(report),
             layer_sections.staircases(report),
             layer_sections.layers(report),
             _skips(report),

@@ -89,6 +89,48 @@ class TicketRecord:
 
 
 @dataclasses.dataclass(frozen=True)
+class MaskPicture:
+    """A mask on a coarse grid.
+
+    Attributes:
+        height: cells from top to bottom: output channels.
+        width: cells from left to right: columns.
+        cells: bytes in base64, row by row: the share of a cell that is kept, 255 is all of it.
+    """
+
+    height: int
+    width: int
+    cells: str
+
+
+@dataclasses.dataclass(frozen=True)
+class TicketLayer:
+    """What a ticket keeps of a weight.
+
+    Attributes:
+        weight: its name in the PyTorch model.
+        outputs: output channels.
+        columns: weights of each.
+        found: weights that the mask kept before it was given a structure; None if that is not known.
+        kept: weights that are kept.
+        blocks: dense blocks that they lie in; 0 where they were not put in any.
+        picture_found: the mask before it was given a structure.
+        picture: the mask.
+        picture_ordered: the same with rows and columns in the order of its blocks.
+    """
+
+    weight: str
+    outputs: int
+    columns: int
+    found: int | None
+    kept: int
+    blocks: int
+    picture_found: MaskPicture | None = None
+    picture: MaskPicture | None = None
+    picture_ordered: MaskPicture | None = None
+
+
+@dataclasses.dataclass(frozen=True)
 class SourceRecord:
     """The model that was read.
 
@@ -380,6 +422,7 @@ class Report:
         layers: each weight of the original.
         layer_times: time of each node; empty if nothing was measured.
         staircases: time against channel count of the layers that take longest; empty if nothing was measured.
+        ticket_layers: what the ticket keeps of each weight; empty without one.
         verdict: what came of it; "planned" for a dry run or an inspection.
         reason: why that, in a sentence.
         groups: layers that share their channels; of an inspection only.
@@ -405,6 +448,7 @@ class Report:
     elapsed_s: float = 0.0
     layer_times: tuple[LayerTimeRow, ...] = ()
     staircases: tuple[Staircase, ...] = ()
+    ticket_layers: tuple[TicketLayer, ...] = ()
     schema_version: str = SCHEMA_VERSION
 
     @property

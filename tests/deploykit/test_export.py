@@ -36,6 +36,25 @@ def weights_of(model):
     return {name: constant(value) for name, value in model.graph.initializers.items()}
 
 
+def test_how_weights_lie_in_memory_makes_no_difference():
+    model = torch.nn.Sequential(
+        # A size of 1 makes both layouts look alike.
+        torch.nn.Conv2d(1, 8, 3, padding=1),
+        torch.nn.MaxPool2d(4),
+        torch.nn.AdaptiveAvgPool2d(1),
+        torch.nn.Flatten(),
+        torch.nn.Linear(8, 4),
+    )
+    image = torch.randn(2, 1, 4, 4)
+    plain = [node.op_type for node in export(model, (image,)).graph]
+    model = model.to(memory_format=torch.channels_last)
+    image = image.to(memory_format=torch.channels_last)
+    assert [node.op_type for node in export(model, (image,)).graph] == plain
+    assert model[0].weight.stride() == (9, 1, 3, 1), "it lies as it did"
+    raw = [node.op_type for node in export_for_analysis(model, (image,)).graph]
+    assert "Gather" not in raw
+
+
 def test_a_network_is_exported_with_an_open_batch_and_left_as_it_was(tmp_path, capfd):
     model = nets.Residual()
     model.two.eval()

@@ -1,0 +1,103 @@
+"""The section on a ticket: what it keeps of each weight, and what its masks look like before and after the structure."""
+
+from __future__ import annotations
+
+import base64
+import io
+from typing import TYPE_CHECKING
+
+from deploykit.report.markup import Column, Shown, cell, folded, table
+from deploykit.report.records import MaskPicture, Report, TicketLayer
+from deploykit.report.wording import count_text
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+__all__ = ["ticket_layers"]
+
+COLOUR = (0x2F, 0x6F, 0xB5)
+"""Readable on white and on black; how much of a cell is kept is its opacity."""
+
+
+def ticket_layers(report: Report) -> str:
+    """Pictures of the largest masks, and a table of all; nothing without a ticket."""
+    rows = report.ticket_layers
+    if not rows:
+        return ""
+    total = sum(row.outputs * row.columns for row in rows)
+    kept = sum(row.kept for row in rows)
+    text = (
+        f"The ticket keeps {count_text(kept)} of the {count_text(total)} weights it has masks for "
+        f"({100 * kept / total:.1f} %). Rows are output channels, columns their inputs; what is kept is coloured."
+    )
+    pictures = "".join(_figures(row) for row in rows if row.picture is not None)
+    return (
+        f'<h2>The ticket</h2><p>{text}</p><div class="masks">{pictures}</div>'
+        f"{folded(f'all {len(rows)} weights', _table(rows))}"
+    )
+
+
+def _figures(row: TicketLayer) -> str:
+    from html import escape
+
+    parts = "".join(
+        f"<figure><h3><small>{word}</small></h3>{_image(picture, f'{row.weight}, {word}')}</figure>"
+        for word, picture in _pictures(row)
+    )
+    return (
+        f'<div class="mask"><h3>{escape(row.weight)}</h3><div class="row">{parts}</div></div>'
+    )
+
+
+def _pictures(row: TicketLayer) -> Iterator[tuple[str, MaskPicture]]:
+    size = row.outputs * row.columns
+    if row.picture_found is not None and row.found is not None:
+        yield f"as it was found: {100 * row.found / size:.0f} % kept", row.picture_found
+    if row.picture is not None:
+        word = "with its structure" if row.picture_found is not None else "kept"
+        yield f"{word}: {100 * row.kept / size:.0f} %", row.picture
+    if row.picture_ordered is not None:
+        yield f"the same, in the order of its {row.blocks} blocks", row.picture_ordered
+
+
+def _image(picture: MaskPicture, label: str) -> str:
+    """A picture as an element that holds it."""
+    from html import escape
+
+    import numpy as np
+    from matplotlib.image import imsave
+
+    cells = np.frombuffer(base64.b64decode(picture.cells), np.uint8)
+    pixels = np.empty((picture.height, picture.width, 4), np.uint8)
+    pixels[..., :3] = COLOUR
+    pixels[..., 3] = cells.reshape(picture.height, picture.width)
+    # Small pictures are drawn larger than they are: whole numbers of pixels for each cell stay sharp.
+    content = io.BytesIO()
+    imsave(content, pixels, format="png", metadata={"Software": ""})
+    data = base64.b64encode(content.getvalue()).decode("ascii")
+    return f'<img class="weights" alt="{escape(label)}" src="data:image/png;base64,{data}">'
+
+
+def _table(rows: tuple[TicketLayer, ...]) -> str:
+    cells = [
+        [
+            cell(row.weight, kind="name"),
+            cell(str(row.outputs), Shown(f"{place}.outputs", row.outputs)),
+            cell(str(row.columns), Shown(f"{place}.columns", row.columns)),
+            cell("")
+            if row.found is None
+            else cell(count_text(row.found), Shown(f"{place}.found", row.found)),
+            cell(count_text(row.kept), Shown(f"{place}.kept", row.kept)),
+            cell(str(row.blocks), Shown(f"{place}.blocks", row.blocks)),
+        ]
+        for index, row in enumerate(rows)
+        for place in [f"ticket_layers.{index}"]
+    ]
+    columns = [
+        Column("weight"),
+        *(
+            Column(name, is_number=True)
+            for name in ("outputs", "weights of each", "found", "kept", "blocks")
+        ),
+    ]
+    return table(columns, cells)
