@@ -32,6 +32,9 @@ ENOUGH = 1e-6
 """An improvement smaller than this share is none."""
 RANDOM_STARTS = 2
 SHAKES = 12
+CHEAP = 1_000_000
+MOST_EFFORT = 5
+"""A table of fewer elements than CHEAP gets more starts and shakes in proportion, but at most this many times."""
 SHAKEN = 0.1
 """Share of the rows that change places when a result is shaken."""
 CENTRES = 20
@@ -64,13 +67,17 @@ def cluster(table: Array, sizes: Ints, budget: Budget, *, seed: int = 0) -> Clus
         seed: of all that is random.
     """
     dice = np.random.default_rng(seed)
+    effort = min(max(CHEAP // table.size, 1), MOST_EFFORT)
     best = max(
-        (improve(table, labels, sizes, budget) for labels in _starts(table, sizes, dice)),
+        (
+            improve(table, labels, sizes, budget)
+            for labels in _starts(table, sizes, dice, RANDOM_STARTS * effort)
+        ),
         key=lambda found: found.kept,
     )
     if len(sizes) == 1:
         return best
-    for _ in range(SHAKES):
+    for _ in range(SHAKES * effort):
         labels = best.labels.copy()
         moved = dice.permutation(labels.size)[: max(2, int(SHAKEN * labels.size))]
         labels[moved] = labels[dice.permutation(moved)]
@@ -79,11 +86,11 @@ def cluster(table: Array, sizes: Ints, budget: Budget, *, seed: int = 0) -> Clus
     return best
 
 
-def _starts(table: Array, sizes: Ints, dice: np.random.Generator) -> Iterator[Ints]:
+def _starts(table: Array, sizes: Ints, dice: np.random.Generator, count: int) -> Iterator[Ints]:
     groups = np.repeat(np.arange(sizes.size), sizes)
     if sizes.size > 1 and min(table.shape) > sizes.size:
         yield spectral_groups(table, sizes, dice)
-    for _ in range(RANDOM_STARTS if sizes.size > 1 else 1):
+    for _ in range(count if sizes.size > 1 else 1):
         yield dice.permutation(groups)
 
 
