@@ -7,6 +7,7 @@ import html.parser
 import io
 import json
 import math
+import re
 
 import jsonschema
 import pytest
@@ -136,6 +137,20 @@ VARIANTS = {
     "differs": {"verdict": "differs", "profile": None, "model": None},
     "unchanged": {"verdict": "unchanged", "layers": (), "passes": ()},
     "smaller": {"verdict": "smaller"},
+    "of a ticket": {
+        "ticket_layers": (
+            r.TicketLayer(
+                f"{NASTY}.weight",
+                48,
+                90,
+                2200,
+                2160,
+                3,
+                *(r.MaskPicture(2, 3, "AP//AP8A") for _ in range(3)),
+            ),
+            r.TicketLayer("head.weight", 10, 48, None, 480, 0),
+        )
+    },
 }
 
 
@@ -150,7 +165,11 @@ def test_the_schema_notices_what_is_missing_and_knows_every_key():
     document = r.to_document(make_report())
     assert set(document) == set(r.schema()["properties"])
     # What version 1.0 did not have is not required, so that its documents still obey.
-    assert set(document) - set(r.schema()["required"]) == {"layer_times", "staircases"}
+    assert set(document) - set(r.schema()["required"]) == {
+        "layer_times",
+        "staircases",
+        "ticket_layers",
+    }
     for key in r.schema()["required"]:
         broken = {name: value for name, value in document.items() if name != key}
         with pytest.raises(jsonschema.ValidationError):
@@ -176,7 +195,7 @@ def test_numbers_that_json_lacks_become_null():
 class Balanced(html.parser.HTMLParser):
     """Checks that tags are closed in order, and collects which there are."""
 
-    VOID = ("meta", "br", "wbr")
+    VOID = ("meta", "br", "wbr", "img")
 
     def __init__(self):
         super().__init__()
@@ -207,7 +226,9 @@ def test_the_page_is_whole_and_shows_names_as_they_are(changes):
     parsed.feed(page.render(report))
     parsed.close()
     assert parsed.open == []
-    assert not parsed.seen & {"link", "img", "iframe", "object", "form"}
+    assert not parsed.seen & {"link", "iframe", "object", "form"}
+    pictures = re.findall(r"<img[^>]* src=\"([^\"]{0,22})", page.render(report))
+    assert pictures == ["data:image/png;base64,"] * (3 if report.ticket_layers else 0)
     shown = "".join(parsed.words)
     assert f"{NASTY}.onnx" in shown
     assert wording.verdict_sentence(report) in shown

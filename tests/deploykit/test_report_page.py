@@ -30,6 +30,7 @@ NUMBER = re.compile(
 
 NOT_SHOWN = re.compile(
     r"profile\.(samples|device)\.|layers\.\d+\.(shape|zero_inputs)|staircases\.\d+\.multiples|passes\.\d+\.options"
+    r"|ticket_layers\.\d+\.picture"
 )
 """Numbers of the document that are drawn as a whole, or that the page has no use for."""
 
@@ -61,7 +62,7 @@ class Reader(html.parser.HTMLParser):
             for _, element in self.stack:
                 if element is not None:
                     element.shapes.append(given)
-        if tag in {"meta", "br", "wbr"}:
+        if tag in {"meta", "br", "wbr", "img"}:
             if tag == "br":
                 self.handle_data("\n")
             return
