@@ -7,7 +7,7 @@ JOBS ?= auto
 
 .PHONY: demo test check format samples venv clean
 
-demo: $(READY)  ## both acts: speed won back, and a real model that still reads
+demo: $(READY)  ## three acts: a ticket found and made fast, speed won back, a real model that still reads
 	$(BIN)/python samples/demo.py
 
 test: $(READY)  ## the test suite
