@@ -355,6 +355,7 @@ def _planned(
             *opened.notes,
             *notes,
             *(_left_out_warnings(steps) if recipe.passes is not None else ()),
+            *_block_warnings(opened, steps),
         ),
     )
 
@@ -779,6 +780,7 @@ def _report(job: Job, decided: Decision, work: Path) -> records.Report:
     after = shown.size if is_written else start.size
     bytes_before = _source_bytes(start)
     warnings = list(start.warnings) + list(_left_out_warnings(job.steps))
+    warnings += _block_warnings(start.opened, job.steps)
     warnings += [
         f"'{unmade.form.name}' was not considered: {unmade.reason}" for unmade in job.failed
     ]
@@ -995,6 +997,16 @@ def _left_out_warnings(steps: Sequence[candidates.Step]) -> tuple[str, ...]:
     return tuple(
         f"'{name}' did not run: what it adds is only kept when a measurement shows that it pays"
         for name in candidates.left_out(steps)
+    )
+
+
+def _block_warnings(opened: Opened, steps: Sequence[candidates.Step]) -> tuple[str, ...]:
+    """Says that a ticket's blocks make nothing faster where no pass runs that takes them."""
+    if not opened.blocks or any(registry.accepts(step.kind, "blocks") for step in steps):
+        return ()
+    return (
+        f"the ticket has dense blocks in {len(opened.blocks)} weights, and no pass of this run computes them as small "
+        "operations: these layers stay dense, zeros included, and take as long as before",
     )
 
 

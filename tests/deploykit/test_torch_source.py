@@ -160,12 +160,15 @@ def test_blocks_reach_the_passes_under_the_names_of_the_graph(run, tmp_path, mon
         for part in parts:
             masks[name][np.ix_(part.rows, part.columns)] = True
     weights = {name: array * masks.get(name, np.True_) for name, array in state.items()}
-    Ticket(masks, weights, blocks).save(tmp_path / "t.safetensors")
+    ticket = tmp_path / "t.safetensors"
+    Ticket(masks, weights, blocks).save(ticket)
+    arguments = ("Perceptron", tmp_path / "out", "--ticket", ticket, "--shape", "words:2x5x12")
+    # As long as no pass takes them, the report says that they gain nothing.
+    told = optimize(run, *arguments)["warnings"]
+    assert sum("dense blocks in 2 weights" in each for each in told) == 1
     monkeypatch.setattr(passes, "BUILTIN", (SeeBlocks,))
-    shape = ["--shape", "words:2x5x12"]
-    optimize(
-        run, "Perceptron", tmp_path / "out", "--ticket", tmp_path / "t.safetensors", *shape
-    )
+    told = optimize(run, *arguments, "--force")["warnings"]
+    assert not any("dense blocks" in each for each in told)
     found = weights_of(tmp_path / "out" / "model.onnx")
     assert SeeBlocks.seen.keys() == blocks.keys()
     assert SeeBlocks.seen["tokens.weight"].is_transposed
