@@ -1004,10 +1004,11 @@ def _block_warnings(opened: Opened, steps: Sequence[candidates.Step]) -> tuple[s
     """Says that a ticket's blocks make nothing faster where no pass runs that takes them."""
     if not opened.blocks or any(registry.accepts(step.kind, "blocks") for step in steps):
         return ()
-    return (
+    told = (
         f"the ticket has dense blocks in {len(opened.blocks)} weights, and no pass of this run computes them as small "
-        "operations: these layers stay dense, zeros included, and take as long as before",
+        "operations: these layers stay dense, zeros included, and take as long as before"
     )
+    return (told,)
 
 
 def _difference(found: Validation) -> str:
