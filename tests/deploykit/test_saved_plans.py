@@ -135,7 +135,7 @@ def forget_source(document):
             lambda document: channels(document)[0].update(
                 dorp=channels(document)[0].pop("drop")
             ),
-            "the entry for 'h' has a 'dorp'",
+            "the entry for 'h' has a 'cut'",
         ),
         (lambda document: document["passes"][0].update(channel=[]), "has a 'channel'"),
         (
