@@ -133,7 +133,7 @@ def forget_source(document):
         (lambda document: channels(document).append({"tensor": "h"}), "lists 'h' twice"),
         (
             lambda document: channels(document)[0].update(
-                dorp=channels(document)[0].pop("drop")
+                cut=channels(document)[0].pop("drop")
             ),
             "the entry for 'h' has a 'cut'",
         ),
