@@ -132,7 +132,10 @@ def regroup(
     step = multiple if columns == "channel" else 1
     wanted = np.count_nonzero(mask) / mask.size if density is None else density
     _check_choices(columns=columns, method=method, rule=rule)
-    _check_numbers(rule, form, blocks, wanted)
+    _check_numbers(rule, form, wanted)
+    _check_counts(
+        blocks=blocks, min_rows=min_rows, min_columns=min_columns, dense_rows=dense_rows
+    )
     layer = _Layer.of(mask, scores, columns)
     # equal counts have to come out even, so rows without a weight take their part
     rows = np.flatnonzero(layer.counts.any(1)) if form == "free" else np.arange(len(mask))
@@ -374,13 +377,17 @@ def _check_choices(**choices: str) -> None:
             raise UsageError(msg)
 
 
-def _check_numbers(rule: Rule, form: Form, blocks: int | None, density: float) -> None:
+def _check_numbers(rule: Rule, form: Form, density: float) -> None:
     if rule != "area" and form != "free":
         msg = f"the rule '{rule}' gives every group the columns that it finds, so they cannot be balanced. Use the rule 'area'."
-        raise UsageError(msg)
-    if blocks is not None and blocks < 1:
-        msg = f"blocks={blocks}: there is at least 1 group of rows."
         raise UsageError(msg)
     if not 0 <= density <= 1:
         msg = f"density={density}: the share of the weight that the blocks take is a number from 0 to 1."
         raise UsageError(msg)
+
+
+def _check_counts(**counts: int | None) -> None:
+    for name, count in counts.items():
+        if count is not None and count < 1:
+            msg = f"{name}={count}: it is 1 or more."
+            raise UsageError(msg)

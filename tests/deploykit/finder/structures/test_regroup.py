@@ -299,7 +299,8 @@ def test_layers_narrower_than_in_the_paper_get_blocks():
         ({"method": "magic"}, "method='magic': it is one of best, hypergraph, cocluster"),
         ({"columns": "row"}, "columns='row'"),
         ({"rule": "ratio", "balanced": True}, "cannot be balanced"),
-        ({"blocks": 0}, "blocks=0"),
+        ({"blocks": 0}, "blocks=0: it is 1 or more"),
+        ({"min_rows": 0}, "min_rows=0"),
         ({"density": 1.5}, r"density=1\.5"),
     ],
 )
