@@ -306,6 +306,8 @@ def sweep(
         max_duration_s=max(1.0, 2 * budget_s),
         on_round=None if progress is None else lambda done, _: progress(done),
     )
+    if progress is not None:
+        progress(1.0)  # time may have run out before the last round
     # With one thread its own time is what a busy machine hardly changes.
     clock = "cpu" if threads == 1 else "wall"
     middle, lo, hi = summarize_rounds(np.asarray(taken[f"{clock}_s"], dtype=np.float64))
