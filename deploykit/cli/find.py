@@ -264,6 +264,7 @@ def command(
     from deploykit.finder.search import check_settings, search
     from deploykit.finder.task import load_task
 
+    check_options(ctx, given["structure"])
     settings = make_settings(task, **given)
     check_settings(settings)
     loaded = load_task(task)
@@ -286,6 +287,26 @@ def command(
         show(result, command_line(), as_json=as_json)
         click.echo(f"ticket: {result.ticket}", err=True)
         closing_line(ok=True, began=began, command=command_line(), verbosity=verbosity)
+
+
+def check_options(ctx: click.Context, structure: str) -> None:
+    """Refuse options of another structure than the one that is asked for: they would do nothing.
+
+    Raises:
+        UsageError: one was given.
+    """
+    owners = {
+        "refill or refill+": ("criterion", "multiple", "match"),
+        "refill+": ("extra",),
+        "regroup": ("columns", "blocks", "form", "target", "group_aware"),
+    }
+    for owner, names in owners.items():
+        for name in names:
+            given = ctx.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE
+            if given and structure not in owner.split(" or "):
+                option = name.replace("_", "-")
+                msg = f"--{option} belongs to --structure {owner}, and this is '{structure}'. Leave it out, or change that."
+                raise UsageError(msg)
 
 
 def make_settings(task: str, **given: Any) -> Settings:  # noqa: ANN401 - options of several types

@@ -277,18 +277,18 @@ def deterministic(enabled: bool) -> Iterator[None]:
         return
     # cuBLAS reads this when it starts: https://docs.nvidia.com/cuda/cublas/#results-reproducibility
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    before = torch.are_deterministic_algorithms_enabled()
-    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    # This way of the two does not import torch's compiler, which takes two seconds and is not used.
+    before = torch.get_deterministic_debug_mode()
     benchmark = torch.backends.cudnn.benchmark
-    # It fills memory that is about to be written, for programs that read before they write; a tenth of the time.
+    # Memory that is about to be written would be filled, for programs that read before they write: a tenth of the time.
     memory: Any = torch.utils.deterministic
     fills = memory.fill_uninitialized_memory
     memory.fill_uninitialized_memory = False
-    torch.use_deterministic_algorithms(True)
+    torch.set_deterministic_debug_mode("error")
     torch.backends.cudnn.benchmark = False
     try:
         yield
     finally:
-        torch.use_deterministic_algorithms(before, warn_only=warn_only)
+        torch.set_deterministic_debug_mode(before)
         torch.backends.cudnn.benchmark = benchmark
         memory.fill_uninitialized_memory = fills

@@ -40,6 +40,9 @@ __all__ = ["Result", "Settings", "search"]
 CHECKPOINT_S = 30.0
 """Seconds of training after which an epoch's end is worth a checkpoint."""
 
+PICTURE_S = 10.0
+"""Seconds after which the picture of a search that goes on is drawn anew."""
+
 SCHEMA_VERSION = "1.0"
 
 Rewind: TypeAlias = int | Literal["default", "none"]
@@ -220,6 +223,7 @@ class _Search:
         self._store: Store | None = None
         self._described: dict[str, Any] = {}
         self._clock = Clock(1)
+        self._drawn_s = time.monotonic()
 
     def _find_rewind(self) -> int | None:
         """The epoch that weights are rewound to; None where they are not.
@@ -251,6 +255,7 @@ class _Search:
                     Store(self._folder, settings, fingerprint, force=force)
                 )
             ticket = self._find()
+            self._write_metrics(is_last=True)
             if self._store is not None:
                 self._store.save_ticket(ticket)
                 self._store.drop_checkpoint()
@@ -434,15 +439,22 @@ class _Search:
             )
             if self._store is not None:
                 self._store.save(name, ticket)
+                self._store.drop_checkpoint()
         else:
             self._clock.skip(self._trainer.epochs - first)
         row = row_of(ticket, f"rounds/{name}.safetensors")
         self._rows.append(row)
-        if self._store is not None:
-            self._store.drop_checkpoint()
-            self._store.write(PLOTS[0], as_csv(self._rows))
-            self._store.write(PLOTS[1], as_picture(self._rows, self._task.name))
+        self._write_metrics()
         return ticket
+
+    def _write_metrics(self, *, is_last: bool = False) -> None:
+        """Make the table and the picture anew; in between the picture only where it takes a small part of the time."""
+        if self._store is None:
+            return
+        self._store.write(PLOTS[0], as_csv(self._rows))
+        if is_last or time.monotonic() - self._drawn_s >= PICTURE_S:
+            self._store.write(PLOTS[1], as_picture(self._rows, self._task.name))
+            self._drawn_s = time.monotonic()
 
     def _train(
         self, name: str, number: int, start: Weights, masks: Masks, first: int

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import weakref
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
@@ -38,6 +39,7 @@ EXTRA = 0.2
 SEEN = 1024
 """Training examples that criteria which look at feature maps are given."""
 
+COUPLINGS: Final[weakref.WeakKeyDictionary[Trainer, Coupling]] = weakref.WeakKeyDictionary()
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
 
@@ -101,7 +103,7 @@ class Structure:
         return found if self.name == "regroup" else {**found, "extra": self.share_back}
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Structured:
     """Masks with a structure.
 
@@ -142,7 +144,7 @@ def apply_structure(
     }
     if structure.name == "regroup":
         return _regroup(trainer, structure, masks, masked)
-    coupling = _coupling(trainer, masked)
+    coupling = _coupling(trainer)
     made = refill_coupled(
         masks,
         _scores(trainer, structure.criterion, masks, masked),
@@ -186,17 +188,21 @@ def _regroup(
     return Structured(made, blocks, tuple(notes), dict(masks))
 
 
-def _coupling(trainer: Trainer, weights: Weights) -> Coupling:
+def _coupling(trainer: Trainer) -> Coupling:
+    """What is tied to what, which is a matter of the graph and not of the weights: it is exported once."""
     from deploykit.export import export_for_analysis
 
-    model = trainer.model_with(weights).to("cpu").eval()
+    if trainer in COUPLINGS:
+        return COUPLINGS[trainer]
+    model = trainer.fresh_model().eval()
     with asking(trainer.task, "example_inputs()"):
         inputs = trainer.task.example_inputs()
     try:
-        return find_coupling(export_for_analysis(model, inputs), trainer.names)
+        COUPLINGS[trainer] = find_coupling(export_for_analysis(model, inputs), trainer.names)
     except (PassError, DeploykitError) as error:
         msg = f"refill cannot see which channels are tied in the model of the task '{trainer.task.name}': {error}"
         raise ModelError(msg) from error
+    return COUPLINGS[trainer]
 
 
 def _scores(

@@ -57,7 +57,7 @@ class Epoch:
     metric: float
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Trained:
     """What a training run came to.
 
@@ -74,7 +74,7 @@ class Trained:
     test: float
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Checkpoint:
     """A training run after an epoch: arrays of the model and the optimizer, and what else there is in JSON's types."""
 
@@ -82,7 +82,7 @@ class Checkpoint:
     document: dict[str, Any]
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Live:
     """A training run between two epochs, while it goes on.
 

@@ -15,7 +15,7 @@ from deploykit.finder.task import Task
 __all__ = ["Context", "Source"]
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Context:
     """What a source may look at.
 
