@@ -33,7 +33,7 @@ def render_search(result: Result) -> RenderableType:
     table = Table(box=None, pad_edge=False, header_style="bold")
     for name in ("round", "structure"):
         table.add_column(name, justify="right" if name == "round" else "left")
-    for name in ("weights left", "sparsity", "validation", "test", "less dense"):
+    for name in ("weights left", "sparsity", "validation", "test", "against dense"):
         table.add_column(name, justify="right")
     for row in result.rows:
         table.add_row(*_cells(row, dense), style="bold" if row is ticket else "")
@@ -49,7 +49,8 @@ def render_search(result: Result) -> RenderableType:
 
 
 def _cells(row: Row, dense: Row) -> list[str]:
-    structure = "dense" if not row.round else "" if row.structure == "none" else row.structure
+    structure = "scattered" if row.structure == "none" else row.structure
+    structure = structure if row.round else "dense"
     difference = f"{row.test - dense.test:+.4f}" if row.round else ""
     return [
         str(row.round),

@@ -38,7 +38,7 @@ def test_a_table_ends_a_search_and_json_obeys_its_schema(run, tmp_path):
     assert result.exit_code == 0, result.stderr
     lines = [line.split() for line in result.stdout.splitlines()]
     assert ["0", "dense", "768", "0.0%"] in [line[:4] for line in lines]
-    assert ["2", "492", "35.9%"] in [line[:3] for line in lines]
+    assert ["2", "scattered", "492", "35.9%"] in [line[:4] for line in lines]
     assert "round 2 of 2, epoch 4 of 4, 35.9% sparse, validation" in result.stderr
     assert f"ticket: {out / 'ticket.safetensors'}" in result.stderr
     assert result.stderr.rstrip().splitlines()[-1].startswith("PASSED | ")
