@@ -43,6 +43,9 @@ TICKET = "ticket.safetensors"
 ROUNDS = "rounds"
 CHECKPOINT = "checkpoint"
 START = "start"
+HASHED = frozenset({"data", "loss", "metric", "model", "optimizer", "schedule"})
+"""Settings whose values tell nobody anything: hashes, and what parts of the task came to."""
+
 PLOTS = ("metrics.csv", "metrics.png")
 
 
@@ -266,6 +269,9 @@ def _differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
     if not names:
         return "it is of another version"
     said = [
-        f"{name} is {before.get(name)!r} there and {now.get(name)!r} here" for name in names[:3]
+        f"the task's {name} differs"
+        if name in HASHED
+        else f"{name} is {before.get(name)!r} there and {now.get(name)!r} here"
+        for name in names[:3]
     ]
     return "; ".join(said) + ("; ..." if names[3:] else "")

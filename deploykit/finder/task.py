@@ -62,6 +62,7 @@ class Task:
     epochs: int = 20
     batch: int = 128
     workers: int = 0
+    _remembered: tuple[Tensor, ...] | None = None
 
     def __init_subclass__(cls, **options: Any) -> None:  # noqa: ANN401 - object's signature
         super().__init_subclass__(**options)
@@ -73,7 +74,7 @@ class Task:
         raise NotImplementedError
 
     def data(self) -> Data:
-        """The examples; asked for once a run, and the same every time."""
+        """The examples; the same every time."""
         raise NotImplementedError
 
     def loss(self, outputs: Any, targets: Tensor) -> Tensor:  # noqa: ANN401 - whatever the model returns
@@ -87,10 +88,16 @@ class Task:
 
     def example_inputs(self) -> tuple[Tensor, ...]:
         """What the model is traced with, a batch of two or more. Default: the first two training examples."""
+        if self._remembered is None:
+            self.remember(self.data())
+        return self._remembered or ()
+
+    def remember(self, data: Data) -> None:
+        """Keep what `example_inputs` returns by default, and nothing else of the data."""
         from deploykit.finder.examples import Examples
 
-        examples = Examples(self.data().train, "train")
-        return examples.take(torch.arange(min(2, len(examples))))[0]
+        examples = Examples(data.train, "train")
+        self._remembered = examples.take(torch.arange(min(2, len(examples))))[0]
 
     def optimizer(self, parameters: Iterable[nn.Parameter]) -> Optimizer:
         """How weights are updated. Default: SGD, learning rate 0.1, momentum 0.9, weight decay 1e-4."""
@@ -169,7 +176,10 @@ def _failure(task: Task, part: str, error: Exception) -> str:
         or "/finder/tasks/" in each.filename
     ]
     place = f" ({Path(own[-1].filename).name}, line {own[-1].lineno})" if own else ""
-    return f"{part} of the task '{task.name}' failed: {type(error).__name__}: {error}{place}. Correct the task."
+    advice = "Correct the task."
+    if "deterministic" in str(error):
+        advice = "Take another operation, or give --no-deterministic: then a search that was killed comes to another ticket."
+    return f"{part} of the task '{task.name}' failed: {type(error).__name__}: {error}{place}. {advice}"
 
 
 def load_object(reference: str) -> object:

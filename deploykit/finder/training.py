@@ -35,6 +35,9 @@ Masks: TypeAlias = Mapping[str, Bools]
 EVALUATED = 500
 """Examples in a batch that is only evaluated, at least."""
 
+PROBED = 64
+"""Examples that a task is tried on; what they come to also tells one task from another."""
+
 RATES = 500
 """Steps whose learning rates tell one schedule from another."""
 
@@ -143,6 +146,8 @@ class Trainer:
             )
             raise UsageError(msg)
         self.splits = Splits(data, workers=task.workers)
+        # So that a task which does not say otherwise need not load its data again.
+        task.remember(data)
         model = self.fresh_model()
         self._is_image = _takes_images(self.splits.train)
         with asking(task, "prunable()"):
@@ -216,7 +221,7 @@ class Trainer:
         scheduler = self._schedule(optimizer)
         seed_all(derive(self.seed, "probe"))
         inputs, targets = self._placed(
-            self.splits.train.take(torch.arange(min(2, len(self.splits.train))))
+            self.splits.train.take(torch.arange(min(PROBED, len(self.splits.train))))
         )
         model.train()
         with self.engine.autocast():
@@ -469,7 +474,14 @@ class Trainer:
             _check_scalar(task, "metric()", value)
             total += value.double() * len(indices)
         model.train(was_training)
-        return engine.add_up([float(total)])[0] / len(examples)
+        found = engine.add_up([float(total)])[0] / len(examples)
+        if not math.isfinite(found):
+            msg = (
+                f"metric() of the task '{task.name}' comes to {found} on the split '{examples.name}'. Look for a division by 0 in "
+                "it, and for NaN in the data."
+            )
+            raise UsageError(msg)
+        return found
 
     def _placed(self, batch: Batch) -> Batch:
         """A batch on the device."""

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
+import errno
 import json
+import os
 
 import numpy as np
 import pytest
@@ -14,6 +16,7 @@ pytestmark = pytest.mark.torch
 
 from deploykit.errors import ModelError, UsageError  # noqa: E402
 from deploykit.finder import search as searching  # noqa: E402
+from deploykit.finder import store  # noqa: E402
 from deploykit.finder.ranking import count_kept  # noqa: E402
 from deploykit.finder.search import Settings, search  # noqa: E402
 from deploykit.finder.sources import SOURCES  # noqa: E402
@@ -224,8 +227,8 @@ def test_other_settings_or_another_task_are_refused_until_forced(tmp_path):
     for task, settings, message in (
         (Clouds(), Settings(rounds=1, epochs=1, seed=1), "seed is 0 there and 1 here"),
         (Clouds(), Settings(rounds=2, epochs=1), "kept is"),
-        (Other(), Settings(rounds=1, epochs=1), "loss is"),
-        (Rate(), Settings(rounds=1, epochs=1), "optimizer is"),
+        (Other(), Settings(rounds=1, epochs=1), "the task's loss differs"),
+        (Rate(), Settings(rounds=1, epochs=1), "the task's optimizer differs"),
     ):
         with pytest.raises(UsageError, match=message):
             search(task, settings, out)
@@ -300,6 +303,24 @@ def test_a_loss_that_becomes_nan_leaves_the_rounds_before_it(tmp_path):
         search(Late(), Settings(rounds=2, epochs=2, rewind=0), tmp_path / "out")
     assert list(rounds(tmp_path / "out")) == ["round-00"]
     assert (tmp_path / "out" / "metrics.csv").read_text().count("\n") == 3
+
+
+def test_a_full_disk_is_told_and_what_was_found_is_kept(tmp_path, monkeypatch):
+    real, out = store.write_whole, tmp_path / "out"
+
+    def full(path, data):
+        if path.name == "round-01.safetensors":
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        real(path, data)
+
+    monkeypatch.setattr("deploykit.ticket.write_whole", full)
+    with pytest.raises(
+        UsageError, match=r"round-01.safetensors': No space left.*free some space"
+    ):
+        search(Clouds(), Settings(rounds=1), out)
+    assert list(rounds(out)) == ["round-00"]
+    monkeypatch.setattr("deploykit.ticket.write_whole", real)
+    assert len(search(Clouds(), Settings(rounds=1), out).rows) == 2
 
 
 def test_metrics_hold_every_epoch(tmp_path):

@@ -143,7 +143,7 @@ TASKS = {
     ),
     "loss of many": (
         bad(loss=lambda _, outputs, __: outputs),
-        r"loss\(\) of the task 'bad' returns a tensor of shape \[2, 4\]",
+        r"loss\(\) of the task 'bad' returns a tensor of shape \[64, 4\]",
     ),
     "loss without weights": (
         bad(loss=lambda *_: torch.ones(())),

@@ -207,6 +207,30 @@ def test_a_loss_that_is_not_finite_ends_the_training_at_once():
         trainer.train(trainer.initial(), {}, number=4)
 
 
+def test_an_operation_that_is_not_deterministic_is_told_with_the_way_out():
+    class Put(Clouds):
+        def loss(self, outputs, targets):
+            return (
+                super().loss(outputs, targets)
+                + 0 * torch.zeros(3).put_(torch.tensor([1]), torch.ones(1)).sum()
+            )
+
+    trainer = Trainer(Put(), epochs=1)
+    with deterministic(True), pytest.raises(UsageError, match="give --no-deterministic"):
+        trainer.train(trainer.initial(), {})
+    trainer.train(trainer.initial(), {})
+
+
+def test_a_metric_that_is_no_number_is_told():
+    class Empty(Clouds):
+        def metric(self, outputs, targets):
+            return torch.tensor([]).mean()
+
+    trainer = Trainer(Empty(), epochs=1)
+    with pytest.raises(UsageError, match="comes to nan on the split 'validation'"):
+        trainer.train(trainer.initial(), {})
+
+
 def test_weights_and_masks_of_another_model_are_refused():
     trainer = Trainer(Clouds())
     start = trainer.initial()
