@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+from html import escape
 from typing import TYPE_CHECKING
 
 from deploykit.report.markup import Column, Shown, cell, folded, table
@@ -38,8 +39,6 @@ def ticket_layers(report: Report) -> str:
 
 
 def _figures(row: TicketLayer) -> str:
-    from html import escape
-
     parts = "".join(
         f"<figure><h3><small>{word}</small></h3>{_image(picture, f'{row.weight}, {word}')}</figure>"
         for word, picture in _pictures(row)
@@ -62,8 +61,6 @@ def _pictures(row: TicketLayer) -> Iterator[tuple[str, MaskPicture]]:
 
 def _image(picture: MaskPicture, label: str) -> str:
     """A picture as an element that holds it."""
-    from html import escape
-
     import numpy as np
     from matplotlib.image import imsave
 

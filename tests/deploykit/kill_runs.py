@@ -21,28 +21,10 @@ from pathlib import Path
 import onnx
 
 from tests.deploykit.conftest import make_network
+from tests.deploykit.forks import start, wait
 
 MOST_TRIES = 4
 FILES = ["model.onnx", "recipe.toml", "report.html", "report.json"]
-
-
-def start(arguments):
-    """Run a command in a fork; returns its process id."""
-    child = os.fork()
-    if child:
-        return child
-    code = 70
-    try:
-        quiet = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(quiet, 1)
-        os.dup2(quiet, 2)
-        from deploykit.cli import main
-
-        main(arguments)
-    except SystemExit as end:
-        code = int(end.code or 0)
-    finally:
-        os._exit(code)
 
 
 def sha256(path):
@@ -69,7 +51,7 @@ def kill(kills, dice, folder, sources, results, seen, wrong):
     whole = math.inf
     for _ in range(3):
         began = time.monotonic()
-        os.waitpid(start([*command, str(sources[0])]), 0)
+        wait(start([*command, str(sources[0])]))
         whole = min(whole, time.monotonic() - began)
     for number in range(MOST_TRIES * kills):
         if seen["killed"] == kills:
@@ -81,7 +63,7 @@ def kill(kills, dice, folder, sources, results, seen, wrong):
         time.sleep(dice.uniform(0.8 if late else 0.0, 1.05) * whole)
         with contextlib.suppress(ProcessLookupError):
             os.kill(child, signal.SIGKILL)
-        code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        code = wait(child)
         seen["killed" if code < 0 else "ended before"] += 1
         try:
             after = look(out, results)
@@ -89,7 +71,7 @@ def kill(kills, dice, folder, sources, results, seen, wrong):
             wrong.append(f"kill {number}: {error!r}")
             break
         seen["old result" if after == before else "new result"] += code < 0
-    code = os.waitstatus_to_exitcode(os.waitpid(start([*command, str(sources[0])]), 0)[1])
+    code = wait(start([*command, str(sources[0])]))
     if code:
         wrong.append(f"the run after the kills ended with {code}")
 
@@ -101,7 +83,7 @@ def race(races, dice, folder, sources, results, seen, wrong):
         for source in sources:
             runs.append(start(["optimize", str(source), "-o", str(out), "--no-profile"]))
             time.sleep(dice.uniform(0.0, 0.02))
-        codes = sorted(os.waitstatus_to_exitcode(os.waitpid(each, 0)[1]) for each in runs)
+        codes = sorted(wait(each) for each in runs)
         seen[f"race: exit codes {codes}"] += 1
         try:
             look(out, results)

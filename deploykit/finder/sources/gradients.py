@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from deploykit.finder.examples import Batch
 from deploykit.finder.task import Task, asking
 
-__all__ = ["find_parameters", "mean_gradients"]
+__all__ = ["find_parameters", "find_shares", "mean_gradients", "total_gradients"]
 
 
 def find_parameters(model: nn.Module, names: Sequence[str]) -> list[nn.Parameter]:
@@ -53,3 +53,24 @@ def mean_gradients(
         torch.zeros_like(each) if gradient is None else gradient
         for each, gradient in zip(parameters, found, strict=True)
     )
+
+
+def find_shares(batches: Sequence[Batch]) -> list[float]:
+    """The part of all examples that is in each batch."""
+    count = sum(len(targets) for _, targets in batches)
+    return [len(targets) / count for _, targets in batches]
+
+
+def total_gradients(
+    task: Task,
+    model: nn.Module,
+    parameters: Sequence[nn.Parameter],
+    batches: Sequence[Batch],
+) -> list[Tensor]:
+    """The gradient of the mean loss of all batches, one tensor for each parameter; see `mean_gradients`."""
+    totals = [each.detach().new_zeros(each.shape) for each in parameters]
+    for batch, share in zip(batches, find_shares(batches), strict=True):
+        found = mean_gradients(task, model, parameters, batch, share=share)
+        for total, gradient in zip(totals, found, strict=True):
+            total.add_(gradient)
+    return totals

@@ -16,7 +16,12 @@ from torch import nn
 
 from deploykit.finder.examples import Batch
 from deploykit.finder.ranking import Array, Bools, keep_largest
-from deploykit.finder.sources.gradients import find_parameters, mean_gradients
+from deploykit.finder.sources.gradients import (
+    find_parameters,
+    find_shares,
+    mean_gradients,
+    total_gradients,
+)
 from deploykit.finder.sources.source import Context, Source
 from deploykit.finder.task import Task
 
@@ -38,16 +43,10 @@ def flows(
     """
     model.train()
     parameters = find_parameters(model, names)
-    count = sum(len(targets) for _, targets in batches)
-    shares = [len(targets) / count for _, targets in batches]
-    gradient = [each.detach().new_zeros(each.shape) for each in parameters]
-    for batch, share in zip(batches, shares, strict=True):
-        found = mean_gradients(task, model, parameters, batch, share=share)
-        for total, part in zip(gradient, found, strict=True):
-            total.add_(part)
+    gradient = total_gradients(task, model, parameters, batches)
     # Hg is the gradient of g'g, one of the two g held fixed; it is a sum over batches because H is.
     products = [each.detach().new_zeros(each.shape) for each in parameters]
-    for batch, share in zip(batches, shares, strict=True):
+    for batch, share in zip(batches, find_shares(batches), strict=True):
         found = mean_gradients(task, model, parameters, batch, share=share, differentiable=True)
         inner = sum((part * fixed).sum() for part, fixed in zip(found, gradient, strict=True))
         if not isinstance(inner, torch.Tensor) or not inner.requires_grad:

@@ -11,7 +11,7 @@ from torch import nn
 
 from deploykit.finder.examples import Batch
 from deploykit.finder.ranking import Array, Bools, keep_largest
-from deploykit.finder.sources.gradients import find_parameters, mean_gradients
+from deploykit.finder.sources.gradients import find_parameters, total_gradients
 from deploykit.finder.sources.source import Context, Source
 from deploykit.finder.task import Task
 
@@ -33,12 +33,7 @@ def saliencies(
     """
     model.train()
     parameters = find_parameters(model, names)
-    count = sum(len(targets) for _, targets in batches)
-    totals = [each.detach().new_zeros(each.shape) for each in parameters]
-    for batch in batches:
-        found = mean_gradients(task, model, parameters, batch, share=len(batch[1]) / count)
-        for total, gradient in zip(totals, found, strict=True):
-            total.add_(gradient)
+    totals = total_gradients(task, model, parameters, batches)
     return {
         name: (total * each.detach()).abs().cpu().numpy()
         for name, each, total in zip(names, parameters, totals, strict=True)

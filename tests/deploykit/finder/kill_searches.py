@@ -22,34 +22,13 @@ import matplotlib.figure  # noqa: F401 - a fork is not to spend its time with it
 import torch
 import torch._dynamo
 
-from deploykit.cli import main
 from deploykit.errors import DeploykitError
 from deploykit.finder import search as searching
 from deploykit.ticket import Ticket
+from tests.deploykit.forks import start, wait
 
 MOST_TRIES = 20
 TASK = "tests.deploykit.finder.toy:slow"
-
-
-def start(arguments):
-    """Run a command in a fork; returns its process id."""
-    child = os.fork()
-    if child:
-        return child
-    code = 70
-    try:
-        quiet = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(quiet, 1)
-        os.dup2(quiet, 2)
-        main(arguments)
-    except SystemExit as end:
-        code = int(end.code or 0)
-    finally:
-        os._exit(code)
-
-
-def wait(child):
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
 def command(out, *more):
