@@ -42,6 +42,7 @@ import torch
 from benchmarks import results
 from deploykit.errors import UsageError
 from deploykit.finder import datasets
+from deploykit.finder.contrasts import NEW_WEIGHTS, shuffle_masks
 from deploykit.finder.networks import resnet, vgg
 from deploykit.finder.ranking import count_kept
 from deploykit.finder.seeds import derive
@@ -74,9 +75,6 @@ STRUCTURES: dict[str, Structure | None] = {
 }
 SHUFFLED = ("imp", "refill", "regroup-channel")
 """What a random mask is made of as well."""
-
-REINIT = 10_000
-"""Added to a seed for new weights."""
 
 HOPEFUL = 0.005
 """New weights and random masks are tried where a ticket is less than that below the dense network, on average over the seeds:
@@ -162,7 +160,7 @@ class Bench:
             wanted: the tickets, by arm and density.
         """
         dense, start = self.dense()
-        again = self.trainer.initial(self.seed + REINIT)
+        again = self.trainer.initial(self.seed + NEW_WEIGHTS)
         for arm, density in wanted:
             number = DENSITIES.index(density) + 1
             masks = self.load(arm, density).masks
@@ -170,8 +168,8 @@ class Bench:
             if arm not in SHUFFLED:
                 continue
             before = self.load("imp", DENSITIES[number - 2]) if number > 1 else dense
-            mask, weights = self.shuffled(
-                number, self.load("imp", density).masks, before.weights
+            mask, weights = shuffle_masks(
+                self.load("imp", density).masks, before.weights, self.seed, number
             )
             structure = STRUCTURES[arm]
             if structure is not None:
@@ -220,18 +218,6 @@ class Bench:
                 )
             )
         )
-
-    def shuffled(
-        self, number: int, mask: Arrays, weights: Arrays
-    ) -> tuple[dict[str, Any], dict[str, Any]]:
-        """A mask and the weights it is scored by, in another order within each layer."""
-        dice = np.random.default_rng([self.seed, number])
-        masks, scored = {}, dict(weights)
-        for name, array in mask.items():
-            order = dice.permutation(array.size)
-            masks[name] = array.ravel()[order].reshape(array.shape)
-            scored[name] = weights[name].ravel()[order].reshape(array.shape)
-        return masks, scored
 
     def structured(
         self, arm: str, density: float, structure: Structure, mask: Arrays, weights: Arrays

@@ -16,6 +16,7 @@ from deploykit.errors import UsageError
 
 if TYPE_CHECKING:
     from deploykit.finder.search import Result, Settings
+    from deploykit.finder.trial import Trial
 
 __all__ = ["command"]
 
@@ -98,6 +99,19 @@ def search_options(command: Command) -> Command:
         ),
         click.option(
             "--seed", type=int, default=0, show_default=True, help="Of everything random."
+        ),
+        click.option(
+            "--seeds",
+            type=click.IntRange(min=3),
+            metavar="N",
+            help="Search with N seeds from --seed on, train every ticket's mask on new weights and a random mask too, and "
+            "judge whether the tickets win.",
+        ),
+        click.option(
+            "--margin",
+            type=click.FloatRange(min=0.0),
+            metavar="D",
+            help="With --seeds: how far below the dense network a ticket may be, in the metric's unit. [default: 0.003]",
         ),
         click.option(
             "--every-round",
@@ -233,6 +247,8 @@ def command(
     device: str,
     threads: int | None,
     amp: bool,
+    seeds: int | None,
+    margin: float | None,
     as_json: bool,
     verbose: int,
     quiet: int,
@@ -263,17 +279,32 @@ def command(
     from deploykit.finder.engine import make_engine
     from deploykit.finder.search import check_settings, search
     from deploykit.finder.task import load_task
+    from deploykit.finder.trial import Trial, try_seeds
+    from deploykit.finder.verdict import MARGIN
 
     check_options(ctx, given["structure"])
+    if margin is not None and seeds is None:
+        msg = "--margin belongs to --seeds: one seed allows no verdict. Give both, or neither."
+        raise UsageError(msg)
     settings = make_settings(task, **given)
     check_settings(settings)
     loaded = load_task(task)
     engine = make_engine(device, amp=amp)
     try:
         with SearchNarration(verbosity if engine.rank == 0 else -1) as progress:
-            result = search(
-                loaded, settings, out, engine=engine, force=force, progress=progress
-            )
+            given_to_both: dict[str, Any] = {
+                "engine": engine,
+                "force": force,
+                "progress": progress,
+            }
+            if seeds is None:
+                found: Result | Trial = search(loaded, settings, out, **given_to_both)
+            else:
+                numbers = range(settings.seed, settings.seed + seeds)
+                given_margin = MARGIN if margin is None else margin
+                found = try_seeds(
+                    loaded, settings, out, numbers, margin=given_margin, **given_to_both
+                )
     except KeyboardInterrupt:
         click.secho("Error: ", fg="red", err=True, nl=False)
         click.echo(
@@ -284,8 +315,9 @@ def command(
     finally:
         engine.close()
     if engine.rank == 0:
-        show(result, command_line(), as_json=as_json)
-        click.echo(f"ticket: {result.ticket}", err=True)
+        show(found, command_line(), as_json=as_json)
+        ticket = found.results[0].ticket if isinstance(found, Trial) else found.ticket
+        click.echo(f"ticket: {ticket}", err=True)
         closing_line(ok=True, began=began, command=command_line(), verbosity=verbosity)
 
 
@@ -345,16 +377,20 @@ def make_settings(task: str, **given: Any) -> Settings:  # noqa: ANN401 - option
     )
 
 
-def show(result: Result, command: str, *, as_json: bool) -> None:
-    """Print a result on stdout, as JSON or as a table."""
+def show(found: Result | Trial, command: str, *, as_json: bool) -> None:
+    """Print a result on stdout, as JSON or as tables."""
     from deploykit.cli.printable import printable, printable_json
 
     if as_json:
         import json
 
-        document = json.dumps(result.document(command), indent=1, allow_nan=False)
+        document = json.dumps(found.document(command), indent=1, allow_nan=False)
         click.echo(printable_json(document))
         return
-    from deploykit.report.search_text import print_search
+    from deploykit.finder.trial import Trial
+    from deploykit.report.search_text import print_search, print_trial
 
-    print_search(printable(result))
+    if isinstance(found, Trial):
+        print_trial(printable(found))
+    else:
+        print_search(printable(found))

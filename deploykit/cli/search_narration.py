@@ -72,7 +72,7 @@ class SearchNarration:
 def status_text(status: Status) -> str:
     """Where a search is, in one line."""
     what = "dense network" if not status.round else f"round {status.round} of {status.rounds}"
-    said = [what]
+    said = [each for each in (status.seed, status.arm or what) if each]
     if status.epochs:
         said.append(f"epoch {status.epoch} of {status.epochs}")
     else:

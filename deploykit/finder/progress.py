@@ -23,6 +23,8 @@ class Status:
         metric: the validation metric after the last epoch; None before.
         done: part of the whole search that is done, 0 to 1.
         left_s: seconds that the rest will take; None before there is a guess.
+        seed: which of several searches this is; empty where there is one.
+        arm: what is trained, where it is not part of the search itself.
     """
 
     stage: str
@@ -34,6 +36,8 @@ class Status:
     metric: float | None
     done: float
     left_s: float | None
+    seed: str = ""
+    arm: str = ""
 
 
 class Progress(Protocol):

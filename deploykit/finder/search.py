@@ -23,6 +23,7 @@ import torch
 
 import deploykit
 from deploykit.errors import UsageError
+from deploykit.finder.contrasts import NEW_WEIGHTS, RANDOM, REINIT, shuffle_masks
 from deploykit.finder.engine import Engine, PlainEngine, deterministic
 from deploykit.finder.metrics import Row, as_csv, as_picture, as_record
 from deploykit.finder.progress import Clock, Progress, Status, silent
@@ -66,6 +67,7 @@ class Settings:
         every_round: whether each round gets the structure, or only the last.
         group_aware: whether pruning goes on from the structured mask.
         deterministic: whether torch may only use operations that compute the same every time.
+        contrasts: whether the ticket's mask is trained on new weights as well, and a random mask of its structure.
     """
 
     reference: str = ""
@@ -80,6 +82,7 @@ class Settings:
     every_round: bool = False
     group_aware: bool = False
     deterministic: bool = True
+    contrasts: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,6 +95,9 @@ class Result:
         rows: the networks that were trained, in order; the first is dense, the last is the ticket.
         ticket: the file.
         folder: where everything lies.
+        parameters: of the dense network, those that are never pruned as well.
+        contrasts: what the ticket is held against, if that was asked for: the same mask on new weights, and a random mask of
+            the same structure, by name.
     """
 
     task: str
@@ -99,6 +105,8 @@ class Result:
     rows: tuple[Row, ...]
     ticket: Path
     folder: Path
+    parameters: int
+    contrasts: Mapping[str, Row]
 
     def document(self, command: str) -> dict[str, Any]:
         """What `find --json` prints; its schema is `find.schema.json`.
@@ -188,6 +196,21 @@ def check_settings(settings: Settings) -> None:
         raise UsageError(msg)
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Last:
+    """What the last round's mask was made from.
+
+    Attributes:
+        masks: without structure.
+        scored: the weights that it was chosen by.
+        start: the weights that it was trained from.
+    """
+
+    masks: Masks
+    scored: Weights
+    start: Weights
+
+
 class _Search:
     """One search, from its settings to its ticket."""
 
@@ -220,6 +243,8 @@ class _Search:
         )
         self._rewind = self._find_rewind()
         self._rows: list[Row] = []
+        self._contrasts: dict[str, Row] = {}
+        self._arm = ""
         self._store: Store | None = None
         self._described: dict[str, Any] = {}
         self._clock = Clock(1)
@@ -254,13 +279,22 @@ class _Search:
                 self._store = stack.enter_context(
                     Store(self._folder, settings, fingerprint, force=force)
                 )
-            ticket = self._find()
+            ticket, last = self._find()
             self._write_metrics(is_last=True)
             if self._store is not None:
                 self._store.save_ticket(ticket)
                 self._store.drop_checkpoint()
+            if self._settings.contrasts:
+                self._contrast(ticket, last)
+        model = self._trainer.fresh_model()
         return Result(
-            self._task.name, settings, tuple(self._rows), self._folder / TICKET, self._folder
+            self._task.name,
+            settings,
+            tuple(self._rows),
+            self._folder / TICKET,
+            self._folder,
+            sum(each.numel() for each in model.parameters()),
+            self._contrasts,
         )
 
     def _describe(self) -> dict[str, Any]:
@@ -312,12 +346,15 @@ class _Search:
             self._has_plain(number) + self._has_structure(number)
             for number in range(1, len(self._counts) + 1)
         )
-        return self._trainer.epochs + later * (self._trainer.epochs - first)
+        contrasts = 2 * self._trainer.epochs - first if self._settings.contrasts else 0
+        return self._trainer.epochs + later * (self._trainer.epochs - first) + contrasts
 
-    def _find(self) -> Ticket:
+    def _find(self) -> tuple[Ticket, _Last]:
+        """The ticket, and what its mask was made from."""
         dense = self._round(0, self._initial, {})
         found = previous = dense
         start = self._load_start()
+        last = _Last({}, {}, {})
         for number, kept in enumerate(self._counts, 1):
             masks = self._choose(number, kept, dense, previous, start)
             # The weights that the mask was taken from: what is large in them is worth a structure.
@@ -327,6 +364,7 @@ class _Search:
                 else (dense if self._source.one_shot else previous).weights
             )
             first = start if self._rewind is not None else scored
+            last = _Last(masks, scored, first)
             if self._has_structure(number):
                 found = self._structured(number, masks, scored, first)
             if self._has_plain(number):
@@ -334,7 +372,20 @@ class _Search:
                 found = previous if not self._has_structure(number) else found
             elif self._settings.group_aware:
                 previous = found
-        return found
+        return found, last
+
+    def _contrast(self, ticket: Ticket, last: _Last) -> None:
+        """Train what the ticket is held against; what is trained from here on belongs to an arm of its own."""
+        number, seed = len(self._counts), self._settings.seed
+        initial = self._trainer.initial(seed + NEW_WEIGHTS)
+        self._arm = REINIT
+        self._round(number, initial, ticket.masks, first=0)
+        masks, scored = shuffle_masks(last.masks, last.scored, seed, number)
+        self._arm = RANDOM
+        if self._settings.structure is None:
+            self._round(number, last.start, masks)
+        else:
+            self._structured(number, masks, scored, last.start)
 
     def _load_start(self) -> dict[str, Any]:
         """The weights that tickets start from."""
@@ -404,10 +455,14 @@ class _Search:
         masks: Masks,
         made: Structured | None = None,
         structure: str = "none",
+        *,
+        first: int | None = None,
     ) -> Ticket:
         """Train one network and save it, or load it if an earlier run has."""
         name = f"round-{number:02d}" + ("" if structure == "none" else f"-{structure}")
-        first = 0 if number == 0 or self._rewind is None else self._rewind
+        name = self._arm.replace(" ", "-") or name
+        if first is None:
+            first = 0 if number == 0 or self._rewind is None else self._rewind
         held = self._store.load(name) if self._store is not None else None
         ticket = self._engine.share(held)
         if ticket is None:
@@ -443,8 +498,11 @@ class _Search:
         else:
             self._clock.skip(self._trainer.epochs - first)
         row = row_of(ticket, f"rounds/{name}.safetensors")
-        self._rows.append(row)
-        self._write_metrics()
+        if self._arm:
+            self._contrasts[self._arm] = row
+        else:
+            self._rows.append(row)
+            self._write_metrics()
         return ticket
 
     def _write_metrics(self, *, is_last: bool = False) -> None:
@@ -517,6 +575,7 @@ class _Search:
                 metric,
                 self._clock.part,
                 self._clock.left_s,
+                arm=self._arm,
             )
         )
 

@@ -4,9 +4,13 @@
     rounds/start.safetensors         the weights that tickets start from
     rounds/round-03.safetensors      the ticket of a round; round 0 is the dense network
     rounds/round-03-refill.safetensors   the same round's, with a structure
+    rounds/re-initialised.safetensors    the last round's mask on new weights, if a verdict is asked for
+    rounds/random-mask.safetensors       a random mask of the same structure
     rounds/checkpoint.safetensors    a training that is going on
     metrics.csv, metrics.png         made anew from the rounds after each of them
     ticket.safetensors   the last round's
+    seeds/               searches with other seeds, if a verdict is asked for
+    verdict.json         whether the tickets are winning ones
 
 Every file appears whole, in one step, and carries the fingerprint: what is left of a search with other settings is never
 taken for part of this one. While a search runs it holds a lock on the folder, which goes with its process.
@@ -47,6 +51,7 @@ HASHED = frozenset({"data", "loss", "metric", "model", "optimizer", "schedule"})
 """Settings whose values tell nobody anything: hashes, and what parts of the task came to."""
 
 PLOTS = ("metrics.csv", "metrics.png")
+VERDICT = "verdict.json"
 
 
 class Store:
@@ -156,7 +161,7 @@ class Store:
             )
             raise UsageError(msg)
         # The settings come last: until then what is left is a part of the search before, which can go on.
-        for name in (TICKET, *PLOTS):
+        for name in (TICKET, VERDICT, *PLOTS):
             (self.folder / name).unlink(missing_ok=True)
         for file in sorted((self.folder / ROUNDS).glob("*.safetensors")):
             file.unlink()

@@ -9,22 +9,36 @@ from rich.table import Table
 from rich.text import Text
 
 if TYPE_CHECKING:
+    from deploykit.finder.efficiency import Efficiency
     from deploykit.finder.metrics import Row
     from deploykit.finder.search import Result
+    from deploykit.finder.trial import Trial
+    from deploykit.finder.verdict import Comparison
 
-__all__ = ["print_search", "render_search"]
+__all__ = ["print_search", "print_trial", "render_search", "render_trial"]
 
 PIPE_WIDTH = 140
 
 
 def print_search(result: Result, *, console: Console | None = None) -> None:
     """Print a result to a console, by default to stdout."""
+    _console(console).print(render_search(result))
+
+
+def print_trial(trial: Trial, *, console: Console | None = None) -> None:
+    """Print a search with several seeds, and the verdict, to a console, by default to stdout."""
+    _console(console).print(
+        Group(render_search(trial.results[0]), Text(""), render_trial(trial))
+    )
+
+
+def _console(console: Console | None) -> Console:
     if console is None:
         console = Console()
         if not console.is_terminal:
             # A file has no width; 80 columns would break what is said of layers.
             console = Console(width=PIPE_WIDTH)
-    console.print(render_search(result))
+    return console
 
 
 def render_search(result: Result) -> RenderableType:
@@ -46,6 +60,67 @@ def render_search(result: Result) -> RenderableType:
     ]
     parts += [Text(f"note: {note}", "dim") for note in ticket.notes]
     return Group(*parts)
+
+
+def render_trial(trial: Trial) -> RenderableType:
+    """The verdict: what each arm came to over the seeds, the tests, and how much each weight does."""
+    from deploykit.finder.trial import efficiency_of
+
+    verdict = trial.verdict
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("network")
+    for name in (
+        *("weights", "mean", "std", "ticket less this", "t", "p (one-sided)"),
+        "efficiency",
+    ):
+        table.add_column(name, justify="right")
+    tests = {
+        found.against: found
+        for found in (verdict.matches_dense, verdict.beats_reinit, verdict.beats_random)
+        if found is not None
+    }
+    formula = ""
+    for arm in verdict.arms:
+        efficiency = efficiency_of(arm.mean, trial.weights(arm.name))
+        formula = efficiency.formula if efficiency is not None else formula
+        table.add_row(
+            arm.name,
+            f"{trial.weights(arm.name):,}",
+            f"{arm.mean:.4f}",
+            f"{arm.std:.4f}",
+            *_test_cells(tests.get(arm.name)),
+            _efficiency_cell(efficiency),
+            style="bold" if arm.name == "ticket" else "",
+        )
+    seeds = ", ".join(str(result.settings["seed"]) for result in trial.results)
+    parts: list[RenderableType] = [
+        Text(f"test metric with the seeds {seeds}", "bold"),
+        Text(""),
+        table,
+        Text(""),
+        Text(verdict.said, "bold"),
+    ]
+    if formula:
+        parts.append(
+            Text(
+                f"parameter efficiency = {formula}, with the weights of the whole network",
+                "dim",
+            )
+        )
+    return Group(*parts)
+
+
+def _efficiency_cell(found: Efficiency | None) -> str:
+    if found is None:
+        return ""
+    return f"{found.value:,.0f}" if found.value >= 1000 else f"{found.value:.4g}"
+
+
+def _test_cells(found: Comparison | None) -> tuple[str, str, str]:
+    if found is None:
+        return "", "", ""
+    margin = f" (margin {found.margin:g})" if found.margin else ""
+    return f"{found.difference:+.4f}{margin}", f"{found.t:.2f}", f"{found.p:.2g}"
 
 
 def _cells(row: Row, dense: Row) -> list[str]:
