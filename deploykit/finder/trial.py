@@ -26,7 +26,7 @@ from deploykit.finder.store import VERDICT
 from deploykit.finder.task import Task
 from deploykit.finder.verdict import FEWEST_SEEDS, MARGIN, Comparison, Verdict, judge
 
-__all__ = ["SEEDS", "Trial", "efficiency_of", "try_seeds"]
+__all__ = ["SEEDS", "Trial", "try_seeds"]
 
 SEEDS = "seeds"
 
@@ -59,6 +59,12 @@ class Trial:
         dense = self.results[0].parameters
         return round(math.fsum(dense - row.total + row.kept for row in rows) / len(rows))
 
+    def efficiency(self, arm: str) -> Efficiency | None:
+        """The parameter efficiency of an arm's mean; None where the metric is no part of 1, as an accuracy is."""
+        mean = next(each.mean for each in self.verdict.arms if each.name == arm)
+        weights = self.weights(arm)
+        return find_efficiency(mean, weights) if 0.0 <= mean <= 1.0 and weights else None
+
     def document(self, command: str) -> dict[str, Any]:
         """What `find --json` prints for a search with several seeds; the schema is `find.schema.json`.
 
@@ -79,9 +85,7 @@ class Trial:
                     "mean": arm.mean,
                     "std": arm.std,
                     "weights": self.weights(arm.name),
-                    "efficiency": _efficiency_record(
-                        efficiency_of(arm.mean, self.weights(arm.name))
-                    ),
+                    "efficiency": _efficiency_record(self.efficiency(arm.name)),
                     "networks": [
                         {"seed": result.settings["seed"], **as_record(row)}
                         for result, row in zip(self.results, self.rows(arm.name), strict=True)
@@ -93,16 +97,6 @@ class Trial:
             "beats_reinit": _comparison_record(found.beats_reinit),
             "beats_random": _comparison_record(found.beats_random),
         }
-
-
-def efficiency_of(metric: float, weights: int) -> Efficiency | None:
-    """The parameter efficiency of a network; None where the metric is no part of 1, as an accuracy is.
-
-    Args:
-        metric: of the test examples.
-        weights: parameters that are left.
-    """
-    return find_efficiency(metric, weights) if 0.0 <= metric <= 1.0 and weights else None
 
 
 def _efficiency_record(found: Efficiency | None) -> dict[str, Any] | None:

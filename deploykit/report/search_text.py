@@ -64,8 +64,6 @@ def render_search(result: Result) -> RenderableType:
 
 def render_trial(trial: Trial) -> RenderableType:
     """The verdict: what each arm came to over the seeds, the tests, and how much each weight does."""
-    from deploykit.finder.trial import efficiency_of
-
     verdict = trial.verdict
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("network")
@@ -81,7 +79,7 @@ def render_trial(trial: Trial) -> RenderableType:
     }
     formula = ""
     for arm in verdict.arms:
-        efficiency = efficiency_of(arm.mean, trial.weights(arm.name))
+        efficiency = trial.efficiency(arm.name)
         formula = efficiency.formula if efficiency is not None else formula
         table.add_row(
             arm.name,
