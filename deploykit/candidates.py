@@ -149,12 +149,17 @@ def plan_steps(
             **({"keep": recipe.keep} if recipe.keep and registry.accepts(kind, "keep") else {}),
             **fixed,
         }
+        is_optional = bool(open_options) or (kind.adds_structure and not fixed)
+        # What a step does by default is the plain form, unless that goes without it.
+        usual = {} if is_optional else registry.defaults(kind)
         steps.append(
             Step(
                 kind,
                 chosen,
-                _open_variants(kind, target, fixed) if recipe.profile and plan is None else (),
-                is_optional=bool(open_options) or (kind.adds_structure and not fixed),
+                _open_variants(kind, target, fixed, usual)
+                if recipe.profile and plan is None
+                else (),
+                is_optional=is_optional,
                 surroundings=surroundings,
             )
         )
@@ -304,15 +309,15 @@ def _run(
     return report
 
 
-def _open_variants(kind: type[Pass], target: Target, fixed: Options) -> tuple[Options, ...]:
-    """The variants that a pass proposes, without those that the recipe decides or that are the default anyway."""
-    defaults = registry.defaults(kind)
+def _open_variants(
+    kind: type[Pass], target: Target, fixed: Options, usual: Options
+) -> tuple[Options, ...]:
+    """The variants that a pass proposes, without those that the recipe decides or that are the plain form anyway."""
     return tuple(
         options
         for options in kind.variants(target)
         if not set(options) & set(fixed)
         and any(
-            option not in defaults or defaults[option] != value
-            for option, value in options.items()
+            option not in usual or usual[option] != value for option, value in options.items()
         )
     )

@@ -23,8 +23,10 @@ from passes.errors import (
     PlanMismatch,
     UnsupportedGraph,
 )
+from passes.group_blocks import GroupBlocks
 from passes.infer_shapes import InferShapes
-from passes.plans import ChannelPlan
+from passes.permute_channels import PermuteChannels
+from passes.plans import BlockPlan, ChannelPlan, PermutePlan
 from passes.prune_channels import PruneChannels
 from passes.remove_channels import RemoveChannels
 from passes.targets import TARGETS, Target
@@ -34,15 +36,19 @@ __all__ = [
     "BUILTIN",
     "TARGETS",
     "AlignChannels",
+    "BlockPlan",
     "BudgetMissed",
     "Change",
     "ChannelPlan",
     "CouplingConflict",
+    "GroupBlocks",
     "InferShapes",
     "Option",
     "Pass",
     "PassError",
     "PassReport",
+    "PermuteChannels",
+    "PermutePlan",
     "PlanMismatch",
     "PruneChannels",
     "RemoveChannels",
@@ -56,6 +62,8 @@ BUILTIN: Final[tuple[type[Pass], ...]] = (
     Tidy,
     PruneChannels,
     RemoveChannels,
+    PermuteChannels,
+    GroupBlocks,
     AlignChannels,
     InferShapes,
 )

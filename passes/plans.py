@@ -1,4 +1,4 @@
-"""Plans: what planners decide and passes carry out. Frozen, printable, saveable."""
+"""Plans: what planners decide and passes carry out. Frozen and printable."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import dataclasses
 import json
 from collections.abc import Mapping
 
-__all__ = ["ChannelPlan"]
+__all__ = ["BlockPlan", "ChannelPlan", "PermutePlan"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,3 +70,46 @@ class ChannelPlan:
             msg = "not a channel plan: a JSON object with 'dropped' and 'padded' is wanted"
             raise ValueError(msg) from error
         return cls(dropped, padded, sizes, reasons)
+
+
+@dataclasses.dataclass(frozen=True)
+class PermutePlan:
+    """In which order channels stand.
+
+    Attributes:
+        orders: tensor name, as of a `ChannelPlan` -> for each position the one that its channel has before.
+        reasons: tensor name -> what it is good for, in words.
+    """
+
+    orders: Mapping[str, tuple[int, ...]] = dataclasses.field(default_factory=dict)
+    reasons: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+    def __bool__(self) -> bool:
+        return bool(self.orders)
+
+    def __str__(self) -> str:
+        lines = [
+            f"{name}: {len(order)} channels in another order"
+            for name, order in self.orders.items()
+        ]
+        return "\n".join(lines) or "nothing to do"
+
+
+@dataclasses.dataclass(frozen=True)
+class BlockPlan:
+    """How layers with dense blocks are computed.
+
+    Attributes:
+        lowerings: weight name -> name of the lowering (see `passes.lowerings`); layers that are missing stay as they are.
+        reasons: weight name -> its blocks and why this form, in words.
+    """
+
+    lowerings: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    reasons: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+    def __bool__(self) -> bool:
+        return bool(self.lowerings)
+
+    def __str__(self) -> str:
+        lines = [f"{name}: {form}" for name, form in self.lowerings.items()]
+        return "\n".join(lines) or "nothing to do"

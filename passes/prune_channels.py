@@ -17,16 +17,13 @@ from typing import TYPE_CHECKING, ClassVar
 
 from passes import surgery, targets
 from passes.analysis.channels import check_names, find_channels
-from passes.analysis.macs import PRODUCTS, sized
-from passes.analysis.walk import label
+from passes.analysis.fixed_sizes import fixed_sizes
 from passes.base import Pass, PassReport
-from passes.errors import PassError
 from passes.planners.pruning import Pruner, Rules
 
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-    from passes.analysis.channels import ChannelMap
     from passes.planners.importance import Norm
     from passes.planners.pruning import Scope
     from passes.plans import ChannelPlan
@@ -113,7 +110,7 @@ class PruneChannels(Pass):
         multiple = self.multiple or (self.target or targets.detect()).rounding
         rules = Rules(self.scope, self.importance, multiple, self.max_ratio, self.whole)
         channels = find_channels(model, keep=self.keep)
-        pruner = Pruner(channels, rules, fixed_sizes(channels, self.shapes or {}))
+        pruner = Pruner(channels, rules, fixed_sizes(model, channels.sizes, self.shapes or {}))
         if self.plan is not None:
             pruning = pruner.at_plan(self.plan, self.macs)
         elif self.macs is not None:
@@ -130,45 +127,3 @@ class PruneChannels(Pass):
             skips=pruning.skips,
             plan=pruning.plan,
         )
-
-
-def fixed_sizes(
-    channels: ChannelMap, shapes: Mapping[str, tuple[int, ...]]
-) -> dict[str, tuple[int, ...]]:
-    """Sizes of values by name, with inputs of these shapes; empty where the model leaves none of its sizes open.
-
-    Raises:
-        PassError: the model does not take such inputs.
-    """
-    model = channels.model
-    is_open = any(
-        value.name in shapes
-        and value.shape is not None
-        and not all(isinstance(size, int) for size in value.shape)
-        for value in model.graph.inputs
-    )
-    if not is_open:
-        return {}
-    _, found = sized(model, shapes)
-    sizes = (
-        {}
-        if found is None
-        else {value.name: shape for value, shape in found.shape.items() if value.name}
-    )
-    # What has a size at other sizes of the inputs, and none at these, is made of parts that do not fit together.
-    lost = [
-        node
-        for node in model.graph
-        if node.op_type in PRODUCTS
-        and node.outputs[0] in channels.sizes.shape
-        and node.outputs[0].name not in sizes
-    ]
-    if found is None or lost:
-        given = ", ".join(f"'{name}' {list(shape)}" for name, shape in shapes.items())
-        at = f" in front of '{label(lost[0])}'" if lost else ""
-        msg = (
-            f"the model does not take inputs of the sizes given, {given}: sizes do not fit together{at}. "
-            "Give sizes that it was made for; detectors often want multiples of 32."
-        )
-        raise PassError(msg)
-    return sizes

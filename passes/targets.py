@@ -39,6 +39,8 @@ class Target:
         group_multiple: the multiple that the channels of each group of a grouped (not depthwise) Conv want.
         rules: what these numbers, and patterns of zeros, rest on.
         exploits_2_4: whether the runtime has kernels for weights with two zeros in each four.
+        copy_macs: multiply-adds that take as long as one element that is copied by a Gather or a Concat, the way out of the
+            runtime's own layout and back included.
     """
 
     name: str
@@ -47,6 +49,7 @@ class Target:
     group_multiple: int
     rules: tuple[Rule, ...]
     exploits_2_4: bool = False
+    copy_macs: int = 40
 
     @property
     def rounding(self) -> int:
@@ -68,6 +71,12 @@ DEPTHWISE_RULE: Final = Rule(
 NO_SPARSITY_RULE: Final = Rule(
     "Zeros inside of a weight make nothing faster: there are no sparse kernels, 2:4 included.",
     "2:4 weights timed with ONNX Runtime 1.31.1: 0.97 to 0.99 of dense, within the noise",
+)
+
+
+COPY_RULE: Final = Rule(
+    "Gather, Slice and Concat leave the blocked layout: an element that is copied takes as long as about 40 multiply-adds.",
+    "1x1 convolutions with a Gather in front, timed with ONNX Runtime 1.31.1",
 )
 
 
@@ -99,6 +108,7 @@ def onnxruntime_cpu(name: str, block: int, instructions: str) -> Target:
             INPUT_RULE,
             block_rule(block, instructions),
             group_rule(block),
+            COPY_RULE,
             DEPTHWISE_RULE,
             NO_SPARSITY_RULE,
         ),

@@ -75,17 +75,23 @@ class ChannelMap:
         constants = find_constants(self.model, self.sizes)
         return Values(constants, find_needed(self.model, self.sizes, constants))
 
-    def replay(self, drop: Array, pads: Mapping[int, int] | None = None) -> Replay:
+    def replay(
+        self,
+        drop: Array,
+        pads: Mapping[int, int] | None = None,
+        ranks: Mapping[int, int] | None = None,
+    ) -> Replay:
         """Carry a plan through the graph.
 
         Args:
             drop: bool, shape `(tags,)`: tags that go.
             pads: how many zero channels to put behind a tag, by tag.
+            ranks: where a class goes among those that are put in another order.
 
         Raises:
             Conflict: a node cannot follow.
         """
-        r = Replay(self.trace, drop, pads or {}, self.roots)
+        r = Replay(self.trace, drop, pads or {}, self.roots, ranks)
         for node in self.model.graph:
             row_of(node).replay(node, r)
         return r

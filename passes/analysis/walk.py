@@ -159,13 +159,22 @@ class Replay:
         drop: bool, shape `(tags,)`: tags that go.
         pads: how many zero channels to put behind a tag, by tag.
         roots: the class of every tag.
+        ranks: where a class goes among those that are put in another order; others stay where they are.
     """
 
     def __init__(
-        self, trace: Trace, drop: Array, pads: Mapping[int, int], roots: Array
+        self,
+        trace: Trace,
+        drop: Array,
+        pads: Mapping[int, int],
+        roots: Array,
+        ranks: Mapping[int, int] | None = None,
     ) -> None:
         self.trace = trace
         self.drop = drop
+        self.ranks = np.full(drop.size, -1, dtype=np.int64) if ranks else None
+        if self.ranks is not None:
+            self.ranks[list(ranks or {})] = list((ranks or {}).values())
         self.pads = np.zeros(drop.size, dtype=np.int64)
         for tag, count in pads.items():
             self.pads[tag] = count
@@ -216,8 +225,12 @@ class Replay:
             self.shapes[value] = tuple(shape)
 
     def survivors(self, tags: Array) -> Array:
-        """What the plan leaves of a 1-D array of tags, padded channels put in."""
+        """What the plan leaves of a 1-D array of tags, in its order, padded channels put in."""
         kept = tags[~self.drop[tags]]
+        if self.ranks is not None:
+            rank = self.ranks[self.roots[kept]]
+            moved = np.flatnonzero(rank >= 0)
+            kept[moved] = kept[moved[np.argsort(rank[moved], kind="stable")]]
         copies = self.pads[kept]
         if not copies.any():
             return kept

@@ -1,0 +1,208 @@
+"""Finds dense blocks in a weight: rows that read the same inputs.
+
+A weight is seen as a matrix of outputs by inputs (whole channels: an input counts as read if any of its kernel's weights is
+not zero). Rows with the same support are one block. Where supports differ by a few zeros that came by chance, blocks are
+merged as long as that adds little area; what is dense among sparse rows is a block of its own.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Final
+
+import numpy as np
+
+from passes.analysis.compact import Array
+
+__all__ = ["Blocks", "Part", "arrange", "find_blocks", "fit_blocks"]
+
+MOST_PARTS: Final = 32
+"""Blocks in a layer; more make so many small operations that nothing is won."""
+FEWEST_ROWS: Final = 4
+"""Rows of a block; smaller ones go into others, if they are no block of the whole matrix."""
+MOST_SUPPORTS: Final = 512
+"""Different supports up to which blocks are looked for; beyond, the zeros are scattered."""
+FREE: Final = 0.02
+"""Share of the matrix that merging may add without another reason: zeros that came by chance."""
+WORTH: Final = 0.9
+"""Blocks that cover more of the matrix than this are not told."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Part:
+    """A dense block.
+
+    Attributes:
+        rows: outputs, ascending.
+        columns: inputs that they read, ascending.
+    """
+
+    rows: Array
+    columns: Array
+
+    @property
+    def area(self) -> int:
+        """Elements of the matrix."""
+        return self.rows.size * self.columns.size
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Blocks:
+    """The dense blocks of a matrix; outside of them it is zero.
+
+    Attributes:
+        parts: the blocks; together they have every row once.
+        shape: rows and columns of the matrix.
+    """
+
+    parts: tuple[Part, ...]
+    shape: tuple[int, int]
+
+    @property
+    def area(self) -> float:
+        """Share of the matrix that lies in blocks."""
+        return sum(part.area for part in self.parts) / (self.shape[0] * self.shape[1])
+
+    @property
+    def order(self) -> Array:
+        """All rows, block by block."""
+        return np.concatenate([part.rows for part in self.parts])
+
+    def __str__(self) -> str:
+        sizes = sorted(
+            ((part.rows.size, part.columns.size) for part in self.parts), reverse=True
+        )
+        alike = {size: sizes.count(size) for size in dict.fromkeys(sizes)}
+        said = [
+            f"{count} of {rows}x{columns}" if count > 1 else f"{rows}x{columns}"
+            for (rows, columns), count in list(alike.items())[:4]
+        ]
+        more = ", ..." if len(alike) > 4 else ""
+        return f"{', '.join(said)}{more} in {self.shape[0]}x{self.shape[1]}"
+
+
+def find_blocks(support: Array) -> Blocks | str:
+    """Find the blocks of a matrix.
+
+    Args:
+        support: bool, shape `(rows, columns)`: where a weight is not zero.
+
+    Returns:
+        the blocks, or why there are none, in words.
+    """
+    rows, columns = support.shape
+    if support.all():
+        return "it has no zeros that whole input channels share"
+    packed = np.packbits(support, axis=1)
+    unique, member = np.unique(packed, axis=0, return_inverse=True)
+    member = member.reshape(-1)
+    supports = np.unpackbits(unique, axis=1, count=columns).astype(bool)
+    is_empty = ~supports.any(axis=1)
+    if is_empty.all():
+        return "all of it is zero"
+    if len(supports) > MOST_SUPPORTS:
+        return f"its zeros are scattered: {len(supports)} of {rows} rows read different inputs"
+    groups = [np.flatnonzero(member == index) for index in np.flatnonzero(~is_empty)]
+    groups, held = _merge(groups, supports[~is_empty], support.size)
+    empty = np.flatnonzero(np.isin(member, np.flatnonzero(is_empty)))
+    groups = _spread(groups, empty)
+    return _checked(groups, held, (rows, columns))
+
+
+def fit_blocks(
+    given: Sequence[tuple[Array, Array]], support: Array, shape: tuple[int, int]
+) -> Blocks | str:
+    """Take blocks that are known, of a ticket say.
+
+    Args:
+        given: rows and columns of each.
+        support: bool, `shape`: where the weight is not zero; all of it has to lie in the blocks.
+        shape: rows and columns of the matrix.
+
+    Returns:
+        the blocks, or why they do not hold, in words.
+    """
+    covered = np.zeros(shape, dtype=bool)
+    for rows, columns in given:
+        covered[np.ix_(rows, columns)] = True
+    if (support & ~covered).any():
+        return "weights outside of its blocks are not zero"
+    return find_blocks(covered)
+
+
+def _merge(groups: list[Array], supports: Array, size: int) -> tuple[list[Array], list[Array]]:
+    """Join groups of rows, the cheapest pair first, until there are few enough of enough rows."""
+    counts = [group.size for group in groups]
+    held = list(supports)
+    budget = FREE * size
+    least = min(FEWEST_ROWS, max(1, sum(counts) // 2))
+    while len(groups) > 1:
+        stack = np.asarray(held, dtype=np.float32)
+        sizes = stack.sum(1)
+        # Columns of the union of each pair, and what both groups cost more than now if they had them all.
+        union = sizes[:, None] + sizes[None, :] - stack @ stack.T
+        lengths = np.asarray(counts, dtype=np.float32)
+        now = lengths * sizes
+        added = (lengths[:, None] + lengths[None, :]) * union - now[:, None] - now[None, :]
+        np.fill_diagonal(added, np.inf)
+        small = lengths < least
+        must = len(groups) > MOST_PARTS
+        if small.any() and not must:
+            added[~small] = np.inf
+            must = True
+        one, other = (int(at) for at in np.unravel_index(np.argmin(added), added.shape))
+        cost = float(added[one, other])
+        if not must and cost > budget:
+            break
+        if not must:
+            budget -= cost
+        groups[one] = np.concatenate([groups[one], groups[other]])
+        counts[one] += counts[other]
+        held[one] = held[one] | held[other]
+        del groups[other], counts[other], held[other]
+    return groups, held
+
+
+def _spread(groups: list[Array], empty: Array) -> list[Array]:
+    """Give rows without weights to the smallest groups: they are computed there, as zeros."""
+    groups = list(groups)
+    for row in empty:
+        smallest = min(range(len(groups)), key=lambda index: groups[index].size)
+        groups[smallest] = np.append(groups[smallest], row)
+    return groups
+
+
+def _checked(
+    groups: Sequence[Array], held: Sequence[Array], shape: tuple[int, int]
+) -> Blocks | str:
+    parts = sorted(
+        (
+            Part(np.sort(group), np.flatnonzero(support))
+            for group, support in zip(groups, held, strict=True)
+        ),
+        key=lambda part: int(part.rows[0]),
+    )
+    blocks = Blocks(tuple(parts), shape)
+    if blocks.area > WORTH:
+        return f"what lies in blocks is {blocks.area:.0%} of it"
+    return blocks
+
+
+def arrange(blocks: Blocks, rows: Array, columns: Array) -> Blocks:
+    """The blocks of a matrix whose rows and columns were put in another order.
+
+    Args:
+        blocks: of the matrix before.
+        rows: the old position of each new row.
+        columns: the old position of each new column.
+    """
+    row_at, column_at = np.argsort(rows), np.argsort(columns)
+    parts = sorted(
+        (
+            Part(np.sort(row_at[part.rows]), np.sort(column_at[part.columns]))
+            for part in blocks.parts
+        ),
+        key=lambda part: int(part.rows[0]),
+    )
+    return Blocks(tuple(parts), blocks.shape)

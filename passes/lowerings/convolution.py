@@ -1,0 +1,143 @@
+"""Block-sparse convolutions as grouped, split or smaller ones."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import onnx_ir as ir
+
+if TYPE_CHECKING:
+    from passes.analysis.compact import Array
+    from passes.lowerings.tape import Tape
+    from passes.lowerings.task import BlockedLayer
+
+__all__ = [
+    "emit_gathered",
+    "emit_grouped",
+    "emit_smaller",
+    "emit_split",
+    "refuse_gathered",
+    "refuse_grouped",
+    "refuse_smaller",
+    "refuse_split",
+]
+
+
+def refuse_smaller(task: BlockedLayer) -> str | None:
+    """One block, or filters that are zero in the same places: a smaller convolution."""
+    if task.layer.kind != "conv":
+        return "it is no convolution"
+    if task.layer.groups > 1:
+        return "it has groups"
+    if len(task.parts) > 1:
+        return "its rows read different channels"
+    return None
+
+
+def emit_smaller(task: BlockedLayer, tape: Tape, data: ir.Value) -> ir.Value:
+    """Read the channels of the block only."""
+    (part,) = task.parts
+    picked = tape.pick(data, 1, part.columns, task.layer.columns)
+    return _convolve(task, tape, picked, [(part.rows, part.columns)], "smaller")
+
+
+def refuse_grouped(task: BlockedLayer) -> str | None:
+    """Blocks that lie along the diagonal: a grouped convolution of what the layer reads anyway."""
+    if task.layer.kind != "conv":
+        return "it is no convolution"
+    if task.even is None:
+        return "its blocks are of different sizes"
+    if len(task.even) <= task.layer.groups:
+        return "it has as many groups already"
+    columns = np.concatenate([columns for _, columns in task.even])
+    if columns.size != task.layer.columns or (columns != np.arange(columns.size)).any():
+        return "its blocks do not lie side by side"
+    return None
+
+
+def emit_grouped(task: BlockedLayer, tape: Tape, data: ir.Value) -> ir.Value:
+    """A Conv with a group for each block."""
+    assert task.even is not None, "refused otherwise"  # noqa: S101
+    made = _convolve(task, tape, data, task.even, "grouped")
+    return _restored(task, tape, made, [rows for rows, _ in task.even])
+
+
+def refuse_gathered(task: BlockedLayer) -> str | None:
+    """Blocks of equal size that read any channels: a Gather that repeats those that several read, and a grouped Conv."""
+    if task.layer.kind != "conv":
+        return "it is no convolution"
+    if len(task.parts) == 1:
+        return "it has one block"
+    if task.even is None:
+        return "its blocks are of different sizes"
+    if refuse_grouped(task) is None:
+        return "it needs no Gather"
+    return None
+
+
+def emit_gathered(task: BlockedLayer, tape: Tape, data: ir.Value) -> ir.Value:
+    """One Gather, and a Conv with a group for each block."""
+    assert task.even is not None, "refused otherwise"  # noqa: S101
+    places = np.concatenate([task.real(columns) for _, columns in task.even])
+    picked = tape.pick(data, 1, places, task.layer.columns)
+    made = _convolve(task, tape, picked, task.even, "gathered")
+    return _restored(task, tape, made, [rows for rows, _ in task.even])
+
+
+def refuse_split(task: BlockedLayer) -> str | None:
+    """Blocks of any size: a Conv for each, and a Concat."""
+    if task.layer.kind != "conv":
+        return "it is no convolution"
+    return "it has one block" if len(task.parts) == 1 else None
+
+
+def emit_split(task: BlockedLayer, tape: Tape, data: ir.Value) -> ir.Value:
+    """A Conv for each block, and a Concat."""
+    made = []
+    for part in task.parts:
+        picked = tape.pick(data, 1, part.columns, task.layer.columns)
+        made.append(_convolve(task, tape, picked, [(part.rows, part.columns)], "block"))
+    node = tape.write(
+        "Concat",
+        made,
+        "joined",
+        attributes=[ir.AttrInt64("axis", 1)],
+        like=made[0],
+        sizes={1: task.layer.rows},
+    )
+    return _restored(task, tape, node.outputs[0], [part.rows for part in task.parts])
+
+
+def _convolve(
+    task: BlockedLayer,
+    tape: Tape,
+    data: ir.Value,
+    parts: list[tuple[Array, Array]] | tuple[tuple[Array, Array], ...],
+    hint: str,
+) -> ir.Value:
+    """A Conv with a group for each part."""
+    weight = np.concatenate([task.take(rows, columns) for rows, columns in parts])
+    order = np.concatenate([rows for rows, _ in parts])
+    inputs: list[ir.Value | None] = [data, tape.constant(f"{hint}_weight", weight)]
+    bias = task.bias_of(order)
+    if bias is not None:
+        inputs.append(tape.constant(f"{hint}_bias", bias))
+    node = tape.write(
+        "Conv",
+        inputs,
+        hint,
+        attributes=task.convolution(len(parts)),
+        like=task.layer.node.outputs[0],
+        sizes={1: int(order.size)},
+    )
+    return node.outputs[0]
+
+
+def _restored(task: BlockedLayer, tape: Tape, made: ir.Value, rows: list[Array]) -> ir.Value:
+    """Put the rows in the order that readers expect."""
+    places = task.restore(rows)
+    if places is None:
+        return made
+    count = int(sum(part.size for part in rows))
+    return tape.pick(made, 1, places, count)

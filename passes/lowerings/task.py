@@ -1,0 +1,201 @@
+"""What a lowering is given: a layer, its blocks, and what the target likes."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnx_ir as ir
+
+from passes import weights
+from passes.analysis.axis_rules.row import attribute_ints
+
+if TYPE_CHECKING:
+    from passes.analysis.blocks import Blocks, Part
+    from passes.analysis.compact import Array
+    from passes.analysis.matrices import Layer
+
+__all__ = ["BlockedLayer"]
+
+MOST_GROUPS = 64
+"""Groups that unequal blocks may be cut into to be equal."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class BlockedLayer:
+    """A layer and its blocks.
+
+    Attributes:
+        layer: the layer.
+        blocks: of its matrix.
+        multiple: what the target wants channels of each group to be a multiple of.
+        rank: of what it reads.
+    """
+
+    layer: Layer
+    blocks: Blocks
+    multiple: int
+    rank: int
+
+    @property
+    def axis(self) -> int:
+        """The axis of channels."""
+        return 1 if self.layer.kind == "conv" else self.rank - 1
+
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        """The blocks."""
+        return self.blocks.parts
+
+    @functools.cached_property
+    def bias(self) -> Array | None:
+        """Of a Conv or Gemm with a constant bias along its outputs, shape `(rows,)`, scaled as Gemm says."""
+        inputs = self.layer.node.inputs
+        value = inputs[2] if len(inputs) > 2 else None
+        held = weights.constant(value)
+        if held is None:
+            return None
+        beta = self._factor("beta")
+        vector = np.broadcast_to(held.reshape(-1), (self.layer.rows,))
+        return vector if beta == 1.0 else (vector * beta).astype(held.dtype)
+
+    @property
+    def has_other_addend(self) -> bool:
+        """Whether a Gemm adds something else than a constant vector along its outputs."""
+        inputs = self.layer.node.inputs
+        value = inputs[2] if len(inputs) > 2 else None
+        if value is None:
+            return False
+        held = weights.tensor(value)
+        if held is None:
+            return True
+        shape = tuple(int(size) for size in held.shape.numpy())
+        return math.prod(shape) not in {1, self.layer.rows} or (
+            math.prod(shape) > 1 and shape[-1] != self.layer.rows
+        )
+
+    def _factor(self, name: str) -> float:
+        found = self.layer.node.attributes.get(name)
+        return 1.0 if found is None else float(found.as_float())
+
+    def take(self, rows: Array, columns: Array) -> Array:
+        """A part of the matrix; see `Layer.take`. Scaled as Gemm says, and cut to the kernel's used part."""
+        found = self.layer.take(rows, columns)
+        alpha = self._factor("alpha") if self.layer.node.op_type == "Gemm" else 1.0
+        if alpha != 1.0:
+            found = (found * alpha).astype(found.dtype)
+        index = (slice(None), slice(None), *(slice(first, stop) for first, stop in self.window))
+        return found[index]
+
+    def bias_of(self, rows: Array) -> Array | None:
+        """The bias of some rows; 0 for -1."""
+        if self.bias is None:
+            return None
+        found: Array = np.where(rows >= 0, self.bias[rows], np.zeros((), dtype=self.bias.dtype))
+        return found
+
+    @functools.cached_property
+    def window(self) -> tuple[tuple[int, int], ...]:
+        """The part of the kernel that is not zero in all filters, as (first, stop) for each axis of space.
+
+        All of it where the padding is not said in numbers, or where there would be none left to take it from.
+        """
+        whole = tuple((0, size) for size in self.layer.kernel)
+        if not whole or not self._says_pads:
+            return whole
+        held = self.layer.array != 0
+        found = []
+        for axis, size in enumerate(self.layer.kernel):
+            others = tuple(other for other in range(held.ndim) if other != axis + 2)
+            used = np.flatnonzero(held.any(axis=others))
+            first, stop = (int(used[0]), int(used[-1]) + 1) if used.size else (0, size)
+            dilation, before, after = self._spacing(axis)
+            if before < first * dilation:
+                first = 0
+            if after < (size - stop) * dilation:
+                stop = size
+            found.append((first, stop))
+        return tuple(found)
+
+    @property
+    def _says_pads(self) -> bool:
+        """Whether the padding is said in numbers."""
+        auto = self.layer.node.attributes.get("auto_pad")
+        return auto is None or auto.as_string() == "NOTSET"
+
+    def _spacing(self, axis: int) -> tuple[int, int, int]:
+        """Dilation, and padding before and after, along an axis of space."""
+        node, rank = self.layer.node, len(self.layer.kernel)
+        pads = attribute_ints(node, "pads") or (0,) * (2 * rank)
+        dilations = attribute_ints(node, "dilations") or (1,) * rank
+        return dilations[axis], pads[axis], pads[rank + axis]
+
+    @property
+    def is_cropped(self) -> bool:
+        """Whether a part of the kernel is zero in all filters."""
+        return self.window != tuple((0, size) for size in self.layer.kernel)
+
+    def convolution(self, groups: int) -> list[ir.Attr]:
+        """The attributes of a Conv in the place of the layer's."""
+        node = self.layer.node
+        kept = [
+            attribute
+            for name, attribute in node.attributes.items()
+            if name not in {"group", "kernel_shape", "pads"}
+        ]
+        made: list[Any] = [
+            ir.AttrInt64("group", groups),
+            ir.AttrInt64s("kernel_shape", [stop - first for first, stop in self.window]),
+        ]
+        if self._says_pads:
+            before, after = [], []
+            for axis, (first, stop) in enumerate(self.window):
+                dilation, start, end = self._spacing(axis)
+                before.append(start - first * dilation)
+                after.append(end - (self.layer.kernel[axis] - stop) * dilation)
+            made.append(ir.AttrInt64s("pads", before + after))
+        return [*kept, *made]
+
+    @functools.cached_property
+    def even(self) -> tuple[tuple[Array, Array], ...] | None:
+        """The blocks as (rows, columns) with equally many of each, -1 where there is nothing; None if they differ too much.
+
+        Blocks with different numbers of rows are cut into pieces of their common divisor.
+        """
+        counts = [part.rows.size for part in self.parts]
+        piece = math.gcd(*counts)
+        if piece != max(counts) and (
+            piece % self.multiple or self.layer.rows // piece > MOST_GROUPS
+        ):
+            return None
+        width = max(part.columns.size for part in self.parts)
+        # Groups that are a multiple run in the runtime's own layout, and zeros cost less than leaving it.
+        width = -(-width // self.multiple) * self.multiple
+        made = []
+        for part in self.parts:
+            columns = np.full(width, -1, dtype=np.int64)
+            columns[: part.columns.size] = part.columns
+            made += [
+                (part.rows[at : at + piece], columns) for at in range(0, part.rows.size, piece)
+            ]
+        return tuple(made)
+
+    @staticmethod
+    def real(columns: Array) -> Array:
+        """Columns to read: where there is none, any will do, as its weights are zero."""
+        first = columns[0]
+        return np.where(columns >= 0, columns, max(int(first), 0))
+
+    def restore(self, rows: Iterable[Array]) -> Array | None:
+        """Where each row of the layer lies among rows that were computed in another order; None if they are in order."""
+        order = np.concatenate(list(rows))
+        kept = np.flatnonzero(order >= 0)
+        if order.size == self.layer.rows and (order == np.arange(order.size)).all():
+            return None
+        place = np.empty(self.layer.rows, dtype=np.int64)
+        place[order[kept]] = kept
+        return place

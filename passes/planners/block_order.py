@@ -1,0 +1,336 @@
+"""Plans the order of channels in which dense blocks lie side by side, so that no operation has to bring them together.
+
+Every layer with blocks has two wishes: that the rows of each block stand together among the channels that it writes, and, if
+its blocks share no input, that their columns stand together among the channels that it reads. A line of channels (those that
+one tensor has, and all that are tied to it) has one order; the wishes that save most are met first, and further ones as far as
+the order still leaves them room.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from passes.analysis.axis_rules.contraction import Weighted
+from passes.analysis.tags import Conflict, Pin
+from passes.base import Change, Skip
+from passes.plans import PermutePlan
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+    from passes.analysis.blocks import Blocks
+    from passes.analysis.channels import ChannelMap
+    from passes.analysis.compact import Array
+    from passes.analysis.matrices import Layer
+    from passes.analysis.walk import Replay
+
+__all__ = ["Ordering", "carry_out_orders", "plan_block_order"]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Ordering:
+    """What was planned.
+
+    Attributes:
+        plan: the orders.
+        replay: the walk that carries them out.
+        changes: what is done, in words.
+        skips: what is left, and why.
+    """
+
+    plan: PermutePlan
+    replay: Replay
+    changes: tuple[Change, ...]
+    skips: tuple[Skip, ...]
+
+
+@dataclasses.dataclass(eq=False)
+class _Line:
+    """Channels that have one order.
+
+    Attributes:
+        classes: in the order in which they stand.
+        makers: the nodes that write them.
+        wishes: what layers want of them.
+    """
+
+    classes: Array
+    makers: list[ir.Node]
+    wishes: list[_Wish] = dataclasses.field(default_factory=list)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Wish:
+    """That the channels of each block of a layer stand together.
+
+    Attributes:
+        layer: the layer.
+        labels: the block of each channel of the line.
+        worth: elements that need not be copied then.
+        is_of_rows: whether it is about the channels that the layer writes.
+    """
+
+    layer: Layer
+    labels: Array
+    worth: int
+    is_of_rows: bool
+
+
+def plan_block_order(channels: ChannelMap, found: Sequence[tuple[Layer, Blocks]]) -> Ordering:
+    """Plan orders that make blocks contiguous.
+
+    Args:
+        channels: the channel map of the model.
+        found: layers with their blocks.
+    """
+    lines, refused = _find_lines(channels)
+    by_class = {int(root): line for line in lines for root in line.classes}
+    for layer, blocks in found:
+        _add_wishes(channels, by_class, layer, blocks)
+    labels: dict[ir.Node, Array] = {}
+    orders: dict[int, Array] = {}
+    for index, line in sorted(
+        enumerate(lines),
+        key=lambda pair: -max((wish.worth for wish in pair[1].wishes), default=0),
+    ):
+        order = _settle(line, labels)
+        if (order != np.arange(order.size)).any():
+            orders[index] = order
+    asked = {index: line for index, line in enumerate(lines) if index in orders}
+    plan, replay, conflicts = _carry(channels, asked, orders)
+    changes = [
+        Change(name, "channels, in another order", len(order), len(order))
+        for name, order in plan.orders.items()
+    ]
+    skips = [
+        Skip(
+            lines[index].makers[0].outputs[0].name or "",
+            f"its channels stay in their order: {pin.reason}",
+            pin.advice,
+        )
+        for index, pin in conflicts.items()
+    ]
+    skips += [
+        Skip(
+            layer.name, f"its outputs stay in their order: {refused[node].reason}", "keep them"
+        )
+        for layer, _ in found
+        for node in [layer.node]
+        if node in refused
+    ]
+    return Ordering(plan, replay, tuple(changes), tuple(skips))
+
+
+def carry_out_orders(channels: ChannelMap, plan: PermutePlan) -> Replay:
+    """Carry out a plan of somebody else.
+
+    Raises:
+        PlanMismatch: it names no channels of this model, or is no order of them.
+        Conflict: a node cannot follow.
+    """
+    from passes.errors import PlanMismatch
+
+    makers = {node.outputs[0].name: node for node in channels.trace.sources}
+    ranks: dict[int, int] = {}
+    for name, order in plan.orders.items():
+        if name not in makers:
+            msg = f"the plan orders channels of '{name}', and no weight of the model makes such a tensor. Correct the name."
+            raise PlanMismatch(msg)
+        classes = channels.roots[channels.trace.sources[makers[name]].ravel()]
+        if sorted(order) != list(range(classes.size)):
+            msg = f"the plan's order of '{name}' is no order of its {classes.size} channels: each of 0 to {classes.size - 1} once."
+            raise PlanMismatch(msg)
+        stuck = next((int(root) for root in classes if int(root) in channels.pinned), None)
+        if stuck is not None:
+            msg = f"the channels of '{name}' cannot change their order: {channels.pinned[stuck].reason}. Delete the entry."
+            raise PlanMismatch(msg)
+        new = {int(root): at for at, root in enumerate(classes[list(order)])}
+        if any(ranks.get(root, at) != at for root, at in new.items()):
+            msg = f"the plan orders the channels of '{name}' in two ways: they are tied to those of another entry. Delete one."
+            raise PlanMismatch(msg)
+        ranks |= new
+    return _checked_replay(channels, ranks)
+
+
+def _find_lines(channels: ChannelMap) -> tuple[list[_Line], dict[ir.Node, Pin]]:
+    """Lines whose order can change; and the nodes whose outputs cannot, with the reason."""
+    lines: dict[bytes, _Line] = {}
+    refused: dict[ir.Node, Pin] = {}
+    owner: dict[int, bytes] = {}
+    mixed: set[bytes] = set()
+    for node, made in channels.trace.sources.items():
+        classes = channels.roots[made.ravel()]
+        key = np.ascontiguousarray(classes).tobytes()
+        pin = next(
+            (channels.pinned[int(root)] for root in classes if int(root) in channels.pinned),
+            None,
+        )
+        if pin is None and np.unique(classes).size < classes.size:
+            pin = Pin("", "several of them are tied to one another", "keep them")
+        if pin is not None:
+            refused[node] = pin
+        line = lines.setdefault(key, _Line(classes, []))
+        line.makers.append(node)
+        for root in classes:
+            other = owner.setdefault(int(root), key)
+            if other != key:
+                mixed |= {other, key}
+    good = []
+    for key, line in lines.items():
+        if key in mixed:
+            pin = Pin("", "they are tied to those of several tensors in parts", "keep them")
+            refused |= {node: pin for node in line.makers if node not in refused}
+        elif not any(node in refused for node in line.makers):
+            good.append(line)
+    return good, refused
+
+
+def _add_wishes(
+    channels: ChannelMap, by_class: Mapping[int, _Line], layer: Layer, blocks: Blocks
+) -> None:
+    """Write the wishes of a layer to the lines that it reads and writes."""
+    noted = channels.trace.notes.get(layer.node)
+    if noted is None or len(blocks.parts) < 2:
+        return
+    incoming, outgoing = (
+        (noted.incoming, noted.outgoing) if isinstance(noted, Weighted) else noted
+    )
+    if outgoing is None:
+        return
+    sizes = channels.sizes.shape
+    rows, columns = (np.full(size, -1, dtype=np.int64) for size in blocks.shape)
+    is_disjoint = True
+    for index, part in enumerate(blocks.parts):
+        rows[part.rows] = index
+        is_disjoint &= bool((columns[part.columns] < 0).all())
+        columns[part.columns] = index
+    for tags, labels, value, is_of_rows in (
+        (outgoing, rows, layer.node.outputs[0], True),
+        (incoming, columns, layer.data, False),
+    ):
+        if tags.size != labels.size or not (is_of_rows or is_disjoint):
+            continue
+        classes = channels.roots[tags.ravel()]
+        line = by_class.get(int(classes[0]))
+        if line is None or line.classes.size != classes.size:
+            continue
+        place = {int(root): at for at, root in enumerate(line.classes)}
+        if any(int(root) not in place for root in classes):
+            continue
+        mine = np.empty(classes.size, dtype=np.int64)
+        mine[[place[int(root)] for root in classes]] = labels
+        # Columns that no block reads stand behind the others.
+        mine[mine < 0] = len(blocks.parts)
+        worth = int(np.prod(sizes.get(value, (1,)), dtype=np.int64))
+        line.wishes.append(_Wish(layer, mine, worth, is_of_rows))
+
+
+def _settle(line: _Line, labels: dict[ir.Node, Array]) -> Array:
+    """An order of a line that meets as many wishes as it can, the most worthy first.
+
+    Args:
+        line: the line.
+        labels: for each layer, the order of its blocks, where one of its sides has it settled; grows.
+    """
+    size = line.classes.size
+    order = np.arange(size)
+    met: list[Array] = []
+    for wish in sorted(line.wishes, key=lambda wish: -wish.worth):
+        coded = _coded(wish, labels.get(wish.layer.node), order)
+        for at in range(len(met), -1, -1):
+            keys = [*met[:at], coded, *met[at:]]
+            # The last key of lexsort counts most; places as they are break ties.
+            trial = np.lexsort((np.arange(size), *reversed(keys)))
+            if all(_is_together(key[trial]) for key in keys):
+                met, order = keys, trial
+                labels.setdefault(wish.layer.node, _sequence(wish.labels[order]))
+                break
+    return order
+
+
+def _coded(wish: _Wish, sequence: Array | None, order: Array) -> Array:
+    """The labels of a wish as numbers in the order in which its blocks are to stand."""
+    if sequence is None:
+        sequence = _sequence(wish.labels[order])
+    rank = {int(label): at for at, label in enumerate(sequence)}
+    last = len(rank)
+    return np.asarray([rank.get(int(label), last) for label in wish.labels])
+
+
+def _sequence(labels: Array) -> Array:
+    """Each label once, in the order of its first place."""
+    found, first = np.unique(labels, return_index=True)
+    ordered: Array = found[np.argsort(first)]
+    return ordered
+
+
+def _is_together(labels: Array) -> bool:
+    """Whether equal labels stand side by side."""
+    return int(np.count_nonzero(np.diff(labels))) == np.unique(labels).size - 1
+
+
+def _carry(
+    channels: ChannelMap, lines: Mapping[int, _Line], orders: Mapping[int, Array]
+) -> tuple[PermutePlan, Replay, dict[int, Pin]]:
+    """Carry out orders; lines that a node cannot follow keep theirs."""
+    left = dict(lines)
+    conflicts: dict[int, Pin] = {}
+    while True:
+        ranks = {
+            int(root): at
+            for index, line in left.items()
+            for at, root in enumerate(line.classes[orders[index]])
+        }
+        try:
+            replay = _checked_replay(channels, ranks)
+            break
+        except Conflict as conflict:
+            met = {int(root) for root in channels.roots[conflict.tags]}
+            guilty = [
+                index
+                for index, line in left.items()
+                if met & {int(root) for root in line.classes}
+            ]
+            if not guilty:
+                raise
+            for index in guilty:
+                conflicts[index] = Pin(
+                    conflict.subject,
+                    f"'{conflict.subject}' cannot follow: {conflict.reason}",
+                    "keep them",
+                )
+                del left[index]
+    named = {index: line.makers[0].outputs[0].name or "" for index, line in left.items()}
+    reasons = {
+        named[index]: "blocks of "
+        + ", ".join(dict.fromkeys(f"'{wish.layer.name}'" for wish in line.wishes))
+        + " stand together"
+        for index, line in left.items()
+    }
+    plan = PermutePlan(
+        {name: tuple(int(at) for at in orders[index]) for index, name in named.items()}, reasons
+    )
+    return plan, replay, conflicts
+
+
+def _checked_replay(channels: ChannelMap, ranks: Mapping[int, int]) -> Replay:
+    """Carry out ranks, and check that every tensor still has the channels that it had.
+
+    Raises:
+        Conflict: a node cannot follow.
+    """
+    replay = channels.replay(np.zeros(channels.roots.size, dtype=bool), ranks=ranks)
+    for node in channels.model.graph:
+        for value in node.outputs:
+            if not replay.is_changed(value):
+                continue
+            old, new = replay.old(value), replay.new(value)
+            if old.shape != new.shape or not np.array_equal(
+                np.sort(old, axis=None), np.sort(new, axis=None)
+            ):
+                raise replay.conflict(node, old, "it would take other channels than before")
+    return replay
