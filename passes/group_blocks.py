@@ -7,7 +7,8 @@ of the device: `choose` measures, and without it the rules of the target decide.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, ClassVar
 
 import onnx_ir as ir
@@ -17,7 +18,7 @@ from passes.analysis.channels import check_names
 from passes.analysis.fixed_sizes import fixed_sizes
 from passes.base import Change, Option, Pass, PassReport, Skip
 from passes.errors import PlanMismatch
-from passes.lowerings import DENSE, LOWERINGS, fitting
+from passes.lowerings import DENSE, LOWERINGS
 from passes.lowerings.alone import Case
 from passes.lowerings.tape import Tape
 from passes.lowerings.task import BlockedLayer
@@ -42,7 +43,7 @@ class GroupBlocks(Pass):
         keep: names of nodes and weights that stay as they are.
         shapes: sizes of the inputs, by name, that forms are chosen for; the model's own where it leaves none open.
         target: what the model is made for; ONNX Runtime on this CPU by default.
-        choose: decides for a layer, by measuring; None: the rules of the target do.
+        choose: decides for layers, by measuring; None: the rules of the target do.
     """
 
     name = "group-blocks"
@@ -59,7 +60,7 @@ class GroupBlocks(Pass):
         keep: tuple[str, ...] = (),
         shapes: Mapping[str, tuple[int, ...]] | None = None,
         target: Target | None = None,
-        choose: Callable[[Case], Chosen] | None = None,
+        choose: Callable[[Sequence[Case]], Sequence[Chosen]] | None = None,
     ) -> None:
         known = ["best", DENSE, *(each.name for each in LOWERINGS)]
         if lowering not in known:
@@ -93,12 +94,12 @@ class GroupBlocks(Pass):
         sizes = shapes.measure(model)
         fixed = fixed_sizes(model, sizes, self.shapes or {})
         gathers: dict[tuple[ir.Value, int, bytes], ir.Value] = {}
+        cases: list[Case] = []
         for layer, blocks in layers.found:
             size = fixed.get(layer.data.name or "") or sizes.shape.get(layer.data)
             if layer.name in self.keep or layer.node.name in self.keep:
                 skips.append(Skip(layer.name, "you asked to keep it", "drop --keep"))
-                continue
-            if size is None:
+            elif size is None:
                 skips.append(
                     Skip(
                         layer.name,
@@ -106,10 +107,11 @@ class GroupBlocks(Pass):
                         "give the sizes of the model's inputs with --shape",
                     )
                 )
-                continue
-            task = BlockedLayer(layer, blocks, target.group_multiple, len(size))
-            case = Case(task, tuple(size), target)
-            chosen = self._choose(case)
+            else:
+                task = BlockedLayer(layer, blocks, target.group_multiple, len(size))
+                cases.append(Case(task, tuple(size), target))
+        for case, chosen in zip(cases, self._choose_all(cases), strict=True):
+            layer, blocks = case.task.layer, case.task.blocks
             if chosen.name == DENSE:
                 skips.append(
                     Skip(
@@ -119,22 +121,15 @@ class GroupBlocks(Pass):
                     )
                 )
                 continue
-            emit = next(each.emit for each in LOWERINGS if each.name == chosen.name)
-            graph = layer.node.graph
-            assert isinstance(graph, ir.Graph), "layers are read from the main graph"  # noqa: S101
-            tape = Tape(graph, layer.node.name or layer.name, layer.node, gathers)
-            constants = [value for value in layer.node.inputs[1:] if value is not None]
-            replace(graph, layer.node, emit(task, tape, layer.data))
-            drop_unread(graph, constants)
             changes.append(
                 Change(
                     layer.name,
                     f"weights, as {chosen.name} ({blocks}): {chosen.reason}",
                     layer.array.size,
-                    round(blocks.area * layer.rows * layer.columns)
-                    * (layer.array[0, 0].size if layer.kernel else 1),
+                    sum(part.area for part in blocks.parts) * math.prod(layer.kernel),
                 )
             )
+            carry_out(case, chosen.name, gathers)
         return PassReport(
             self.name,
             self.exact,
@@ -143,37 +138,42 @@ class GroupBlocks(Pass):
             skips=tuple(skips),
         )
 
-    def _choose(self, case: Case) -> Chosen:
-        """The form of one layer."""
-        names = [each.name for each in fitting(case.task)]
+    def _choose_all(self, cases: Sequence[Case]) -> list[Chosen]:
+        """The form of each layer."""
+        settled = [self._settle(case) for case in cases]
+        open_cases = [
+            case for case, chosen in zip(cases, settled, strict=True) if chosen is None
+        ]
+        if self.choose is None:
+            found = [choose_by_rules(case) for case in open_cases]
+        else:
+            found = list(self.choose(open_cases)) if open_cases else []
+        rest = iter(found)
+        return [next(rest) if chosen is None else chosen for chosen in settled]
+
+    def _settle(self, case: Case) -> Chosen | None:
+        """The form of a layer that needs no choice; None where there is one.
+
+        Raises:
+            PlanMismatch: the plan wants a form that does not fit.
+        """
+        names = case.names[1:]
+        refusals = {each.name: each.refuse(case.task) for each in LOWERINGS}
         if self.plan is not None:
             wanted = self.plan.lowerings.get(case.task.layer.name, DENSE)
-            if wanted != DENSE and wanted not in names:
-                refusal = next(
-                    (each.refuse(case.task) for each in LOWERINGS if each.name == wanted),
-                    "there is no such form",
-                )
+            if wanted not in case.names:
                 msg = (
-                    f"the plan computes '{case.task.layer.name}' as '{wanted}', which does not fit: {refusal}. "
-                    f"There are: {', '.join([DENSE, *names])}."
+                    f"the plan computes '{case.task.layer.name}' as '{wanted}', which does not fit: "
+                    f"{refusals.get(wanted, 'there is no such form')}. There are: {', '.join(case.names)}."
                 )
                 raise PlanMismatch(msg)
             return Chosen(wanted, "the plan says so", "change the plan")
-        if self.lowering != "best":
-            if self.lowering in names:
-                return Chosen(self.lowering, "it was asked for", "")
-            reason = next(
-                (each.refuse(case.task) for each in LOWERINGS if each.name == self.lowering),
-                None,
-            )
-            return Chosen(
-                DENSE,
-                reason or "so it was asked for",
-                "ask for another lowering, or for 'best'",
-            )
-        if not names:
-            return Chosen(DENSE, "no form fits its blocks", "make blocks of equal sizes")
-        return choose_by_rules(case) if self.choose is None else self.choose(case)
+        if self.lowering == "best":
+            return None if names else Chosen(DENSE, "no form fits its blocks", "change them")
+        if self.lowering in names:
+            return Chosen(self.lowering, "it was asked for")
+        reason = refusals.get(self.lowering) or "so it was asked for"
+        return Chosen(DENSE, reason, "ask for another lowering, or for 'best'")
 
     def _check_plan(self, names: set[str]) -> None:
         for name in self.plan.lowerings if self.plan is not None else ():
@@ -186,6 +186,20 @@ class GroupBlocks(Pass):
         """The best forms, whose worth a measurement of the whole model tells."""
         del target
         return ({"lowering": "best"},)
+
+
+def carry_out(
+    case: Case, name: str, gathers: dict[tuple[ir.Value, int, bytes], ir.Value]
+) -> None:
+    """Put a form in the place of a layer."""
+    layer = case.task.layer
+    graph = layer.node.graph
+    assert isinstance(graph, ir.Graph), "layers are read from the main graph"  # noqa: S101
+    constants = [value for value in layer.node.inputs[1:] if value is not None]
+    emit = next(each.emit for each in LOWERINGS if each.name == name)
+    tape = Tape(graph, layer.node.name or layer.name, layer.node, gathers)
+    replace(graph, layer.node, emit(case.task, tape, layer.data))
+    drop_unread(graph, constants)
 
 
 def replace(graph: ir.Graph, node: ir.Node, made: ir.Value) -> None:
