@@ -24,10 +24,16 @@ __all__ = [
 ]
 
 
-def refuse_smaller(task: BlockedLayer) -> str | None:
-    """One block, or filters that are zero in the same places: a smaller convolution."""
+def _refuse(task: BlockedLayer) -> str | None:
     if task.layer.kind != "conv":
         return "it is no convolution"
+    return "its bias is not a constant" if task.has_other_addend else None
+
+
+def refuse_smaller(task: BlockedLayer) -> str | None:
+    """One block, or filters that are zero in the same places: a smaller convolution."""
+    if (reason := _refuse(task)) is not None:
+        return reason
     if task.layer.groups > 1:
         return "it has groups"
     if len(task.parts) > 1:
@@ -44,8 +50,8 @@ def emit_smaller(task: BlockedLayer, tape: Tape, data: ir.Value) -> ir.Value:
 
 def refuse_grouped(task: BlockedLayer) -> str | None:
     """Blocks that lie along the diagonal: a grouped convolution of what the layer reads anyway."""
-    if task.layer.kind != "conv":
-        return "it is no convolution"
+    if (reason := _refuse(task)) is not None:
+        return reason
     if task.even is None:
         return "its blocks are of different sizes"
     if len(task.even) <= task.layer.groups:
@@ -65,8 +71,8 @@ def emit_grouped(task: BlockedLayer, tape: Tape, data: ir.Value) -> ir.Value:
 
 def refuse_gathered(task: BlockedLayer) -> str | None:
     """Blocks of equal size that read any channels: a Gather that repeats those that several read, and a grouped Conv."""
-    if task.layer.kind != "conv":
-        return "it is no convolution"
+    if (reason := _refuse(task)) is not None:
+        return reason
     if len(task.parts) == 1:
         return "it has one block"
     if task.even is None:
@@ -87,9 +93,7 @@ def emit_gathered(task: BlockedLayer, tape: Tape, data: ir.Value) -> ir.Value:
 
 def refuse_split(task: BlockedLayer) -> str | None:
     """Blocks of any size: a Conv for each, and a Concat."""
-    if task.layer.kind != "conv":
-        return "it is no convolution"
-    return "it has one block" if len(task.parts) == 1 else None
+    return _refuse(task) or ("it has one block" if len(task.parts) == 1 else None)
 
 
 def emit_split(task: BlockedLayer, tape: Tape, data: ir.Value) -> ir.Value:

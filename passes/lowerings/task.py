@@ -65,7 +65,7 @@ class BlockedLayer:
 
     @property
     def has_other_addend(self) -> bool:
-        """Whether a Gemm adds something else than a constant vector along its outputs."""
+        """Whether it adds something else than a constant vector along its outputs."""
         inputs = self.layer.node.inputs
         value = inputs[2] if len(inputs) > 2 else None
         if value is None:
