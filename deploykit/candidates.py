@@ -20,15 +20,26 @@ if TYPE_CHECKING:
     import onnx_ir as ir
 
     from deploykit.instruments import Instrument
+    from deploykit.layer_choice import LayerChooser
     from deploykit.recipe import Recipe
     from deploykit.torch_source import PlacedBlocks
     from passes.base import Pass, PassReport
-    from passes.plans import ChannelPlan
+    from passes.plans import Plan
     from passes.targets import Target
 
 logger = logging.getLogger(__name__)
 
-__all__ = ["PLAIN", "Made", "Step", "Unmade", "left_out", "make", "plan_steps", "run_steps"]
+__all__ = [
+    "PLAIN",
+    "Made",
+    "Step",
+    "Told",
+    "Unmade",
+    "left_out",
+    "make",
+    "plan_steps",
+    "run_steps",
+]
 
 PLAIN = "as is"
 """Name of the form with nothing added."""
@@ -37,6 +48,21 @@ CHANNEL_REMOVAL = "remove-channels"
 """The pass whose report names the layers that it cannot look into."""
 
 Options: TypeAlias = Mapping[str, object]
+
+
+@dataclasses.dataclass(frozen=True)
+class Told:
+    """What passes that ask for it are told about a run.
+
+    Attributes:
+        shapes: sizes of the inputs, by name, that the model is measured with.
+        blocks: dense blocks of weights, by initializer of the original: those of a ticket.
+        choose: measures layers that can be computed in several forms; None: the rules of the target decide.
+    """
+
+    shapes: Mapping[str, tuple[int, ...]] | None = None
+    blocks: Mapping[str, PlacedBlocks] | None = None
+    choose: LayerChooser | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,9 +138,8 @@ class _Trail:
 def plan_steps(
     recipe: Recipe,
     target: Target,
-    plans: Mapping[str, ChannelPlan] | None = None,
-    shapes: Mapping[str, tuple[int, ...]] | None = None,
-    blocks: Mapping[str, PlacedBlocks] | None = None,
+    plans: Mapping[str, Plan] | None = None,
+    told: Told | None = None,
 ) -> tuple[Step, ...]:
     """The steps of a checked recipe.
 
@@ -125,9 +150,9 @@ def plan_steps(
         recipe: the recipe.
         target: what the model is made for.
         plans: what passes are to carry out, by name, in place of what they would plan: nothing else is tried.
-        shapes: sizes of the inputs, by name, that the model is measured with.
-        blocks: dense blocks of weights, by initializer of the original: those of a ticket.
+        told: what else passes are told about the run.
     """
+    told = told or Told()
     steps = []
     for name in recipe.pass_names:
         kind = registry.find(name).kind
@@ -137,7 +162,12 @@ def plan_steps(
             fixed["plan"] = plan
         surroundings = {
             word: value
-            for word, value in (("target", target), ("shapes", shapes), ("blocks", blocks))
+            for word, value in (
+                ("target", target),
+                ("shapes", told.shapes),
+                ("blocks", told.blocks),
+                ("choose", told.choose),
+            )
             if registry.accepts(kind, word)
         }
         open_options = [
@@ -149,7 +179,13 @@ def plan_steps(
             **({"keep": recipe.keep} if recipe.keep and registry.accepts(kind, "keep") else {}),
             **fixed,
         }
-        is_optional = bool(open_options) or (kind.adds_structure and not fixed)
+        # Where rules choose and nothing is measured, what they choose is the plain form.
+        by_rules = (
+            registry.accepts(kind, "choose")
+            and recipe.choose == "static"
+            and not recipe.profile
+        )
+        is_optional = bool(open_options) or (kind.adds_structure and not fixed and not by_rules)
         # What a step does by default is the plain form, unless that goes without it.
         usual = {} if is_optional else registry.defaults(kind)
         steps.append(

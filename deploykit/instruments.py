@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from passes.base import PassReport
 
-__all__ = ["Dump", "Instrument", "Timing"]
+__all__ = ["Dump", "Instrument", "Memory", "Timing"]
 
 
 class Instrument(Protocol):
@@ -48,6 +48,26 @@ class Timing:
         del model
         spent = time.perf_counter() - self._start
         self.seconds[report.name] = self.seconds.get(report.name, 0.0) + spent
+
+
+class Memory:
+    """Keeps the last report of each pass, of forms that came to nothing as well.
+
+    Attributes:
+        reports: by pass.
+    """
+
+    def __init__(self) -> None:
+        self.reports: dict[str, PassReport] = {}
+
+    def before(self, name: str, model: ir.Model) -> None:
+        """Nothing yet."""
+        del name, model
+
+    def after(self, report: PassReport, model: ir.Model) -> None:
+        """Keep the report."""
+        del model
+        self.reports[report.name] = report
 
 
 class Dump:

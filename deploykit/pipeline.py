@@ -37,7 +37,8 @@ from deploykit import (
 from deploykit.background import Later
 from deploykit.choice import ORIGINAL, Choice, Form, choose, shortlist
 from deploykit.errors import DeploykitError, ModelError, PassFailed, RuntimeUnavailable
-from deploykit.instruments import Dump
+from deploykit.instruments import Dump, Memory
+from deploykit.layer_choice import LayerChooser
 from deploykit.masks import apply_masks, read_masks
 from deploykit.opening import TORCH_PACKAGES, Opened, files_of, open_model
 from deploykit.output_folder import OutputFolder
@@ -62,7 +63,7 @@ if TYPE_CHECKING:
     import onnx_ir as ir
 
     from passes.base import PassReport
-    from passes.plans import ChannelPlan
+    from passes.plans import Plan
     from passes.targets import Target
 
 __all__ = ["Progress", "Request", "optimize", "plan"]
@@ -177,6 +178,7 @@ class Job:
         start: the original.
         steps: what was done to it.
         forms: what it made, the plain form first.
+        tried: the last report of each pass, whatever became of the form that it was for.
         failed: forms that could not be made, or turned out wrong; grows.
         progress: told what is going on.
     """
@@ -187,6 +189,7 @@ class Job:
     start: Start
     steps: tuple[candidates.Step, ...]
     forms: tuple[Saved, ...]
+    tried: Mapping[str, PassReport]
     failed: list[candidates.Unmade]
     progress: Progress
 
@@ -257,9 +260,30 @@ def optimize(
         if saved is not None:
             saved.check_source(recipe.plan, request.source, start.source.sha256)
         plans = {} if saved is None else saved.plans
-        steps = candidates.plan_steps(recipe, target, plans, start.shapes, start.opened.blocks)
-        forms, failed = _make_forms(start, steps, folder.work, progress)
-        job = Job(request, recipe, target, start, steps, tuple(forms), failed, progress)
+        chooser = (
+            LayerChooser(recipe.threads, progress=progress)
+            if recipe.profile and recipe.choose == "measure"
+            else None
+        )
+        steps = candidates.plan_steps(
+            recipe,
+            target,
+            plans,
+            candidates.Told(start.shapes, start.opened.blocks, chooser),
+        )
+        memory = Memory()
+        forms, failed = _make_forms(start, steps, folder.work, progress, memory)
+        job = Job(
+            request,
+            recipe,
+            target,
+            start,
+            steps,
+            tuple(forms),
+            memory.reports,
+            failed,
+            progress,
+        )
         decided = _decide(job)
         report = _report(job, decided, folder.work)
         progress("writing the result")
@@ -307,14 +331,15 @@ def _planned(
     request: Request,
     opened: Opened,
     target: Target,
-    plans: Mapping[str, ChannelPlan],
+    plans: Mapping[str, Plan],
     progress: Progress,
 ) -> records.Report:
     """What `plan` says of a model, for a request whose recipe is checked."""
     recipe, source = request.recipe, opened.source
     model = _masked(source, recipe)
     shapes, notes = _assumed_shapes(source.path, model, recipe)
-    steps = candidates.plan_steps(recipe, target, plans, shapes, opened.blocks)
+    told = candidates.Told(shapes, opened.blocks)
+    steps = candidates.plan_steps(recipe, target, plans, told)
     progress("planning")
     instruments = [Dump(request.dump_dir)] if request.dump_dir is not None else []
     with _told_by_the_runtime(source.path, recipe):
@@ -323,7 +348,7 @@ def _planned(
             raise ModelError(made.reason)
         before = size.count(model, shapes)
         after = size.count(made.model, shapes)
-        compared = layers.compare(model, made.model)
+        compared = layers.compare(model, made.model, _forms(made))
         found = groups.find_groups(model)
     _save_plan(request, source, recipe, made)
     return records.Report(
@@ -530,7 +555,11 @@ def _masked(source: model_io.Source, recipe: Recipe) -> ir.Model:
 
 
 def _make_forms(
-    start: Start, steps: Sequence[candidates.Step], work: Path, progress: Progress
+    start: Start,
+    steps: Sequence[candidates.Step],
+    work: Path,
+    progress: Progress,
+    memory: Memory,
 ) -> tuple[list[Saved], list[candidates.Unmade]]:
     """Make, save and check all forms; the first is the plain one.
 
@@ -542,7 +571,7 @@ def _make_forms(
     seen: list[Path] = []
     source_problem: str | None = None
     progress("running the passes")
-    for made in candidates.make(start.model, steps):
+    for made in candidates.make(start.model, steps, instruments=[memory]):
         if isinstance(made, candidates.Unmade):
             failed.append(made)
             continue
@@ -800,7 +829,7 @@ def _report(job: Job, decided: Decision, work: Path) -> records.Report:
     if final is not None and final.truncated:
         warnings.append("the measurement was cut short; intervals are wider than they need be")
     written = one_file.load(shown.path) if is_written else start.model
-    compared = layers.compare(start.model, written)
+    compared = layers.compare(start.model, written, _forms(shown) if is_written else {})
     seen = _look(job, decided, compared, written, work)
     warnings += seen.warnings
     return records.Report(
@@ -809,7 +838,10 @@ def _report(job: Job, decided: Decision, work: Path) -> records.Report:
         source=start.opened.record,
         model=None,
         target=job.target.name,
-        passes=_pass_records(shown.reports, shown.steps, shown.seconds),
+        passes=(
+            *_pass_records(shown.reports, shown.steps, shown.seconds),
+            *_tried_records(job, decided, shown),
+        ),
         size=records.Size(
             records.Count(start.size.parameters, after.parameters),
             records.Count(bytes_before, shown.bytes if is_written else bytes_before),
@@ -991,6 +1023,52 @@ def _pass_records(
         )
         for report, step in zip(reports, steps, strict=True)
     )
+
+
+def _forms(made: candidates.Made | Saved) -> dict[str, str]:
+    """How weights are computed that are no longer there as they were, by name."""
+    from passes.plans import BlockPlan
+
+    return {
+        name: f"{form}, {report.plan.reasons.get(name, '').partition(':')[0]}"
+        for report in made.reports
+        if isinstance(report.plan, BlockPlan)
+        for name, form in report.plan.lowerings.items()
+    }
+
+
+def _tried_records(job: Job, decided: Decision, shown: Saved) -> tuple[records.PassRecord, ...]:
+    """Of a pass that chooses for each layer, and is not part of what is handed out: why not, layer by layer."""
+    ran = {step.name for step in shown.steps}
+    found = []
+    for step in job.steps:
+        report = job.tried.get(step.name)
+        if step.name in ran or report is None or not registry.accepts(step.kind, "choose"):
+            continue
+        left = tuple(
+            records.Skip(
+                change.subject,
+                f"it stays dense, although it would be computed by itself as {change.what.removeprefix('weights, as ')}: "
+                f"as a whole the model is not proven faster so ({decided.reason})",
+                "see the candidates",
+            )
+            for change in report.changes
+        )
+        told = tuple(
+            records.Skip(skip.subject, skip.reason, skip.advice) for skip in report.skips
+        )
+        found.append(
+            records.PassRecord(
+                name=report.name,
+                exact=report.exact,
+                modified=False,
+                options=dict(step.options),
+                seconds=0.0,
+                changes=(),
+                skipped=(*left, *told),
+            )
+        )
+    return tuple(found)
 
 
 def _left_out_warnings(steps: Sequence[candidates.Step]) -> tuple[str, ...]:

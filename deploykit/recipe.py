@@ -26,6 +26,10 @@ from deploykit.errors import UsageError
 __all__ = ["Recipe", "merge", "parse_shape", "read", "to_toml"]
 
 
+CHOICES = ("measure", "static")
+"""How forms of layers are chosen."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Recipe:
     """How a model is to be optimized.
@@ -43,6 +47,7 @@ class Recipe:
         masks: an .npz file with a mask for weights, by weight.
         inputs: .npz files, each with one set of real inputs to validate and measure with.
         plan: a saved plan, whose passes run and cut and add no more than it lists.
+        choose: how forms of layers with blocks are chosen: "measure" on the device, or "static" by the rules of the target.
         ticket: a ticket or a state dict, to be put into the PyTorch model before it is exported.
     """
 
@@ -58,6 +63,7 @@ class Recipe:
     masks: str | None = None
     inputs: tuple[str, ...] = ()
     plan: str | None = None
+    choose: str = "measure"
     ticket: str | None = None
 
     @property
@@ -91,6 +97,9 @@ class Recipe:
             raise UsageError(msg)
         if self.runtime not in RUNTIMES:
             msg = f"there is no runtime '{self.runtime}'. There are: {', '.join(RUNTIMES)}."
+            raise UsageError(msg)
+        if self.choose not in CHOICES:
+            msg = f"layers are chosen by one of {', '.join(CHOICES)}, not '{self.choose}'."
             raise UsageError(msg)
         if self.threads < 1:
             msg = f"threads must be at least 1, not {self.threads}."
@@ -222,7 +231,9 @@ def _typed(path: Path, key: str, value: object) -> Any:  # noqa: ANN401 - of the
                 }
             except (TypeError, ValueError):
                 pass
-        case "target" | "runtime" | "masks" | "plan" | "ticket" if isinstance(value, str):
+        case "target" | "runtime" | "choose" | "masks" | "plan" | "ticket" if isinstance(
+            value, str
+        ):
             return value
     msg = f"the recipe '{path}': '{key}' cannot be {value!r}."
     raise UsageError(msg)

@@ -20,14 +20,14 @@ from deploykit.errors import UsageError
 
 if TYPE_CHECKING:
     from deploykit.recipe import Recipe
-    from passes.plans import ChannelPlan
+    from passes.plans import ChannelPlan, Plan
 
 __all__ = ["PlannedStep", "SavedPlan", "check_place", "read", "write"]
 
-SCHEMA_VERSION = "1.0"
+SCHEMA_VERSION = "1.1"
 ABOUT = (
-    "What each pass does, by the tensor whose channels it cuts (drop) or adds (pad: how many zero channels behind which). "
-    "Delete channels, entries or passes; 'deploykit optimize MODEL -o OUT --plan FILE' carries out the rest."
+    "What each pass does, by the tensor whose channels it cuts (drop), adds (pad: how many zero channels behind which) or puts "
+    "in another order, and by the weight that it computes in another form. Delete channels, entries or passes; 'deploykit optimize MODEL -o OUT --plan FILE' carries out the rest."
 )
 NUMBERS = re.compile(r"\[\s+([-0-9,\s]+?)\s+\]")
 
@@ -39,12 +39,12 @@ class PlannedStep:
     Attributes:
         name: the pass.
         options: its options, those that text can say.
-        plan: what it cuts and adds; None for passes that do neither.
+        plan: what it does; None for passes that take no plan.
     """
 
     name: str
     options: Mapping[str, object]
-    plan: ChannelPlan | None
+    plan: Plan | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,8 +66,8 @@ class SavedPlan:
     steps: tuple[PlannedStep, ...]
 
     @property
-    def plans(self) -> dict[str, ChannelPlan]:
-        """What each pass cuts and adds, of those that do."""
+    def plans(self) -> dict[str, Plan]:
+        """What each pass does, of those that take a plan."""
         return {step.name: step.plan for step in self.steps if step.plan is not None}
 
     def settle(self, recipe: Recipe) -> Recipe:
@@ -122,21 +122,38 @@ def to_json(saved: SavedPlan) -> str:
 
 
 def _step_document(step: PlannedStep) -> dict[str, object]:
+    from passes.plans import BlockPlan, ChannelPlan, PermutePlan
+
     document: dict[str, object] = {"name": step.name, "options": dict(step.options)}
-    if step.plan is not None:
-        rows = []
-        for name in dict.fromkeys([*step.plan.dropped, *step.plan.padded]):
-            row: dict[str, object] = {"tensor": name}
-            if name in step.plan.sizes:
-                row["of"] = step.plan.sizes[name]
-            if name in step.plan.dropped:
-                row["drop"] = list(step.plan.dropped[name])
-            if name in step.plan.padded:
-                row["pad"] = {str(at): count for at, count in step.plan.padded[name].items()}
-            row["why"] = step.plan.reasons.get(name, "")
-            rows.append(row)
-        document["channels"] = rows
+    match step.plan:
+        case ChannelPlan():
+            document["channels"] = _channel_rows(step.plan)
+        case PermutePlan(orders, reasons):
+            document["orders"] = [
+                {"tensor": name, "order": list(order), "why": reasons.get(name, "")}
+                for name, order in orders.items()
+            ]
+        case BlockPlan(lowerings, reasons):
+            document["forms"] = [
+                {"weight": name, "form": form, "why": reasons.get(name, "")}
+                for name, form in lowerings.items()
+            ]
     return document
+
+
+def _channel_rows(plan: ChannelPlan) -> list[dict[str, object]]:
+    rows = []
+    for name in dict.fromkeys([*plan.dropped, *plan.padded]):
+        row: dict[str, object] = {"tensor": name}
+        if name in plan.sizes:
+            row["of"] = plan.sizes[name]
+        if name in plan.dropped:
+            row["drop"] = list(plan.dropped[name])
+        if name in plan.padded:
+            row["pad"] = {str(at): count for at, count in plan.padded[name].items()}
+        row["why"] = plan.reasons.get(name, "")
+        rows.append(row)
+    return rows
 
 
 def check_place(path: Path, *, out: Path | None = None) -> None:
@@ -244,19 +261,37 @@ class _Reader:
                     )
 
     def step(self, document: object) -> PlannedStep:
-        from passes.plans import ChannelPlan
+        from passes.plans import BlockPlan, PermutePlan
 
         name = self.text(document, "name", "a pass")
-        self.known(document, ("name", "options", "channels"), f"the pass '{name}'")
-        kind = registry.find(name).kind
+        kinds = ("channels", "orders", "forms")
+        self.known(document, ("name", "options", *kinds), f"the pass '{name}'")
+        wanted = registry.find(name).kind.plan_kind
         options = self.take(document, "options", dict, f"'{name}'")
-        if not registry.accepts(kind, "plan"):
-            if isinstance(document, dict) and document.get("channels"):
-                raise self.wrong(f"'{name}' neither cuts nor adds channels")
+        key = (
+            "orders"
+            if wanted is PermutePlan
+            else "forms"
+            if wanted is BlockPlan
+            else "channels"
+        )
+        for other in kinds:
+            if isinstance(document, dict) and document.get(other):
+                if wanted is None:
+                    raise self.wrong(f"'{name}' neither cuts nor adds channels")
+                if other != key:
+                    raise self.wrong(f"'{name}' takes '{key}', not '{other}'")
+        if wanted is None:
             return PlannedStep(name, options, None)
         rows: Sequence[object] = []
-        if isinstance(document, dict) and "channels" in document:
-            rows = self.take(document, "channels", list, f"'{name}'")
+        if isinstance(document, dict) and key in document:
+            rows = self.take(document, key, list, f"'{name}'")
+        read = {"channels": self.channels, "orders": self.orders, "forms": self.forms}[key]
+        return PlannedStep(name, options, read(name, rows))
+
+    def channels(self, name: str, rows: Sequence[object]) -> Plan:
+        from passes.plans import ChannelPlan
+
         dropped: dict[str, tuple[int, ...]] = {}
         padded: dict[str, dict[int, int]] = {}
         sizes: dict[str, int] = {}
@@ -277,7 +312,34 @@ class _Reader:
                     self.number(at, where): self.number(count, where)
                     for at, count in pad.items()
                 }
-        return PlannedStep(name, options, ChannelPlan(dropped, padded, sizes))
+        return ChannelPlan(dropped, padded, sizes)
+
+    def orders(self, name: str, rows: Sequence[object]) -> Plan:
+        from passes.plans import PermutePlan
+
+        orders: dict[str, tuple[int, ...]] = {}
+        for row in rows:
+            tensor = self.text(row, "tensor", f"an entry of '{name}'")
+            if tensor in orders:
+                raise self.wrong(f"'{name}' lists '{tensor}' twice")
+            where = f"the entry for '{tensor}'"
+            self.known(row, ("tensor", "order", "why"), where)
+            order = self.take(row, "order", list, where)
+            orders[tensor] = tuple(self.number(each, where) for each in order)
+        return PermutePlan(orders)
+
+    def forms(self, name: str, rows: Sequence[object]) -> Plan:
+        from passes.plans import BlockPlan
+
+        forms: dict[str, str] = {}
+        for row in rows:
+            weight = self.text(row, "weight", f"an entry of '{name}'")
+            if weight in forms:
+                raise self.wrong(f"'{name}' lists '{weight}' twice")
+            where = f"the entry for '{weight}'"
+            self.known(row, ("weight", "form", "why"), where)
+            forms[weight] = self.text(row, "form", where)
+        return BlockPlan(forms)
 
     def number(self, value: object, where: str) -> int:
         try:

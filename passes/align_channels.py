@@ -40,6 +40,7 @@ class AlignChannels(Pass):
     exact = True
     adds_structure = True
     summary: ClassVar[str] = "zero-pad channel counts to a multiple the runtime likes"
+    plan_kind = ChannelPlan
 
     def __init__(self, *, multiple: int = 16, plan: ChannelPlan | None = None) -> None:
         if multiple < 1:

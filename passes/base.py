@@ -16,7 +16,7 @@ from passes.errors import PassError
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-    from passes.plans import ChannelPlan
+    from passes.plans import Plan
     from passes.targets import Target
 
 __all__ = ["Change", "Option", "Pass", "PassReport", "Skip"]
@@ -66,8 +66,8 @@ class PassReport:
         modified: whether the model was changed.
         changes: what was changed.
         skips: what was left alone, and why.
-        plan: what was carried out, of passes that cut or add channels: given to the same pass as its option `plan`, it is
-            done again; what is deleted from it is left alone.
+        plan: what was carried out, of passes that take a plan: given to the same pass as its option `plan`, it is done again;
+            what is deleted from it is left alone.
     """
 
     name: str
@@ -75,7 +75,7 @@ class PassReport:
     modified: bool
     changes: tuple[Change, ...] = ()
     skips: tuple[Skip, ...] = ()
-    plan: ChannelPlan | None = dataclasses.field(default=None, compare=False)
+    plan: Plan | None = dataclasses.field(default=None, compare=False)
 
 
 class Pass(abc.ABC):
@@ -88,11 +88,13 @@ class Pass(abc.ABC):
         name: kebab case.
         exact: whether the function of the model stays the same.
         adds_structure: whether it only ever adds to a model, so that nothing but a measurement can justify it.
+        plan_kind: the class of its option `plan`, if it has one.
     """
 
     name: ClassVar[str]
     exact: ClassVar[bool]
     adds_structure: ClassVar[bool] = False
+    plan_kind: ClassVar[type[Plan] | None] = None
 
     def __call__(self, model: ir.Model) -> PassReport:
         """Rewrite `model` in place.

@@ -50,6 +50,7 @@ class GroupBlocks(Pass):
     exact = True
     adds_structure = True
     summary: ClassVar[str] = "compute layers with dense blocks block by block"
+    plan_kind = BlockPlan
 
     def __init__(
         self,
@@ -89,7 +90,9 @@ class GroupBlocks(Pass):
         changes: list[Change] = []
         skips = list(layers.skips)
         if not layers.found:
-            return PassReport(self.name, self.exact, modified=False, skips=tuple(skips))
+            return PassReport(
+                self.name, self.exact, modified=False, skips=tuple(skips), plan=BlockPlan()
+            )
         self._check_plan({layer.name for layer, _ in layers.found})
         sizes = shapes.measure(model)
         fixed = fixed_sizes(model, sizes, self.shapes or {})
@@ -110,6 +113,8 @@ class GroupBlocks(Pass):
             else:
                 task = BlockedLayer(layer, blocks, target.group_multiple, len(size))
                 cases.append(Case(task, tuple(size), target))
+        forms: dict[str, str] = {}
+        reasons: dict[str, str] = {}
         for case, chosen in zip(cases, self._choose_all(cases), strict=True):
             layer, blocks = case.task.layer, case.task.blocks
             if chosen.name == DENSE:
@@ -129,6 +134,8 @@ class GroupBlocks(Pass):
                     sum(part.area for part in blocks.parts) * math.prod(layer.kernel),
                 )
             )
+            forms[layer.name] = chosen.name
+            reasons[layer.name] = f"{blocks}: {chosen.reason}"
             carry_out(case, chosen.name, gathers)
         return PassReport(
             self.name,
@@ -136,6 +143,7 @@ class GroupBlocks(Pass):
             modified=bool(changes),
             changes=tuple(changes),
             skips=tuple(skips),
+            plan=BlockPlan(forms, reasons),
         )
 
     def _choose_all(self, cases: Sequence[Case]) -> list[Chosen]:
@@ -195,10 +203,13 @@ def carry_out(
     layer = case.task.layer
     graph = layer.node.graph
     assert isinstance(graph, ir.Graph), "layers are read from the main graph"  # noqa: S101
+    # Not `layer.data`: a layer before may have been replaced, and its output with it.
+    data = layer.node.inputs[0]
+    assert data is not None, "a layer is only made where there is one"  # noqa: S101
     constants = [value for value in layer.node.inputs[1:] if value is not None]
     emit = next(each.emit for each in LOWERINGS if each.name == name)
     tape = Tape(graph, layer.node.name or layer.name, layer.node, gathers)
-    replace(graph, layer.node, emit(case.task, tape, layer.data))
+    replace(graph, layer.node, emit(case.task, tape, data))
     drop_unread(graph, constants)
 
 
@@ -210,6 +221,9 @@ def replace(graph: ir.Graph, node: ir.Node, made: ir.Value) -> None:
     graph.remove(node, safe=True)
     old.name = None
     made.name = name
+    # An output of the graph has a type even where those of the values before it are not written down.
+    if old.type is not None:
+        made.type = old.type
     if old.shape is not None:
         made.shape = old.shape.copy()
 

@@ -38,6 +38,7 @@ class PermuteChannels(Pass):
     name = "permute-channels"
     exact = True
     summary: ClassVar[str] = "put channels in an order that suits what follows"
+    plan_kind = PermutePlan
 
     def __init__(
         self,
@@ -68,10 +69,12 @@ class PermuteChannels(Pass):
                 msg = f"the plan cannot be carried out: {conflict}. Delete the orders of the channels that meet there."
                 raise PlanMismatch(msg) from conflict
             surgery.operate(model, replay.edits, replay.shapes)
-            return PassReport(self.name, self.exact, modified=bool(replay.edits))
+            return PassReport(
+                self.name, self.exact, modified=bool(replay.edits), plan=self.plan
+            )
         found = find_all_blocks(model, self.blocks or {}).found
         if not found:
-            return PassReport(self.name, self.exact, modified=False)
+            return PassReport(self.name, self.exact, modified=False, plan=PermutePlan())
         channels = find_channels(model, keep=self.keep)
         ordering = plan_block_order(channels, found)
         if ordering.plan:
@@ -82,4 +85,5 @@ class PermuteChannels(Pass):
             modified=bool(ordering.plan),
             changes=ordering.changes,
             skips=ordering.skips,
+            plan=ordering.plan,
         )

@@ -5,8 +5,9 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Mapping
+from typing import TypeAlias
 
-__all__ = ["BlockPlan", "ChannelPlan", "PermutePlan"]
+__all__ = ["BlockPlan", "ChannelPlan", "PermutePlan", "Plan"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,3 +114,7 @@ class BlockPlan:
     def __str__(self) -> str:
         lines = [f"{name}: {form}" for name, form in self.lowerings.items()]
         return "\n".join(lines) or "nothing to do"
+
+
+Plan: TypeAlias = ChannelPlan | PermutePlan | BlockPlan
+"""What a pass that takes a plan takes."""

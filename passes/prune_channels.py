@@ -20,13 +20,13 @@ from passes.analysis.channels import check_names, find_channels
 from passes.analysis.fixed_sizes import fixed_sizes
 from passes.base import Pass, PassReport
 from passes.planners.pruning import Pruner, Rules
+from passes.plans import ChannelPlan
 
 if TYPE_CHECKING:
     import onnx_ir as ir
 
     from passes.planners.importance import Norm
     from passes.planners.pruning import Scope
-    from passes.plans import ChannelPlan
     from passes.targets import Target
 
 __all__ = ["PruneChannels"]
@@ -55,6 +55,7 @@ class PruneChannels(Pass):
     name = "prune-channels"
     exact = False
     summary: ClassVar[str] = "cut the least important channels, to a ratio or a budget"
+    plan_kind = ChannelPlan
 
     def __init__(
         self,

@@ -125,6 +125,7 @@ class RemoveChannels(Pass):
     name = "remove-channels"
     exact = True
     summary: ClassVar[str] = "cut channels that are constant or that nobody reads"
+    plan_kind = ChannelPlan
 
     def __init__(
         self,

@@ -64,6 +64,12 @@ def model_options(command: Command) -> Command:
             help="What the model is made for. [default: this machine]",
         ),
         click.option(
+            "--choose",
+            type=click.Choice(["measure", "static"]),
+            help="How the form of each layer with dense blocks is chosen: measured alone on this machine, or by the rules of "
+            "the target. [default: measure]",
+        ),
+        click.option(
             "--keep",
             multiple=True,
             metavar="NAME",

@@ -315,10 +315,22 @@ def _weight_cells(entry: Entry) -> list[Cell]:
         both(f"{place}.outputs", layer.outputs),
         both(f"{place}.inputs", layer.inputs),
     )
-    return [
-        Cell(f'<span class="bar"><i style="width: {100 * share:.1f}%"></i></span>'),
+    kept = [
         cell(arrow(layer.outputs.before, layer.outputs.after), *outputs),
         cell(arrow(layer.inputs.before, layer.inputs.after), *inputs),
+    ]
+    if layer.form is not None:
+        share = 1.0
+        kept = [
+            cell(
+                str(layer.outputs.before),
+                Shown(f"{place}.outputs.before", layer.outputs.before),
+            ),
+            cell(layer.form),
+        ]
+    return [
+        Cell(f'<span class="bar"><i style="width: {100 * share:.1f}%"></i></span>'),
+        *kept,
         cell(f"{100 * layer.zeros:.0f} %", Shown(f"{place}.zeros", layer.zeros)),
         cell(str(layer.zero_outputs), Shown(f"{place}.zero_outputs", layer.zero_outputs)),
     ]

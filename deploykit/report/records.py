@@ -42,7 +42,7 @@ __all__ = [
     "to_json",
 ]
 
-SCHEMA_VERSION = "1.2"
+SCHEMA_VERSION = "1.3"
 
 NUMBERS = re.compile(r"\[\n\s*([-+.0-9eE,\s]+?)\s*\]")
 """An array of numbers as `json` indents it."""
@@ -372,6 +372,7 @@ class Layer:
         zero_outputs: output channels of the original whose weights are all zero.
         zero_inputs: input channels of the original whose weights are all zero.
         obeys_2_4: whether of each four weights along its input channels at most two are not zero.
+        form: how it is computed where it is no longer there as one weight: the lowering, and its blocks.
     """
 
     weight: str
@@ -385,6 +386,7 @@ class Layer:
     zero_outputs: int
     zero_inputs: int
     obeys_2_4: bool
+    form: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)

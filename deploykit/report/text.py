@@ -127,7 +127,9 @@ def _layers(layers: Sequence[Layer], interesting: int, total: int) -> Table:
     for layer in layers:
         outputs = _arrow(layer.outputs.before, layer.outputs.after)
         inputs = _arrow(layer.inputs.before, layer.inputs.after)
-        if layer.shape_after is None:
+        if layer.form is not None:
+            outputs, inputs = f"{layer.outputs.before}", layer.form
+        elif layer.shape_after is None:
             outputs, inputs = f"{layer.outputs.before} → gone", ""
         cells = (
             layer.weight,
