@@ -6,6 +6,8 @@ import dataclasses
 import math
 from typing import TYPE_CHECKING, Final
 
+import numpy as np
+
 from passes.lowerings import DENSE
 
 if TYPE_CHECKING:
@@ -15,6 +17,8 @@ __all__ = ["Chosen", "choose_by_rules", "estimate"]
 
 WORTH: Final = 0.9
 """A form has to be estimated at less than this of the dense layer: an estimate is wrong by a tenth easily."""
+RUN: Final = 8
+"""Multiply-adds that take as long as an element that is copied along with its neighbours."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,34 +56,56 @@ def estimate(case: Case, name: str) -> float:
 
     What is computed counts as it is, in whole multiples of channels; what is copied counts as the target says that a copied
     element takes.
+
+    Args:
+        case: the layer.
+        name: one of its forms.
     """
+    if case.task.layer.kind == "conv":
+        return _estimate_convolution(case, name)
+    return _estimate_product(case, name)
+
+
+def _estimate_convolution(case: Case, name: str) -> float:
     task = case.task
-    copied = case.target.copy_macs
-    if task.layer.kind == "conv":
-        places = case.shape[0] * math.prod(case.shape[2:])
-        outputs = places // math.prod(_strides(case))
-        kernel = math.prod(stop - first for first, stop in task.window)
-        whole = task.layer.array.size * outputs
-    else:
-        places = outputs = math.prod(case.shape) // task.layer.columns
-        kernel, whole = 1, task.layer.array.size * outputs
+    places = case.shape[0] * math.prod(case.shape[2:])
+    outputs = places // math.prod(_strides(case))
     if name == DENSE:
-        return float(whole)
+        return float(task.layer.array.size * outputs)
+    kernel = math.prod(stop - first for first, stop in task.window)
     even = task.even
     if name in {"grouped", "gathered"} and even is not None:
         width = even[0][1].size
         macs = sum(rows.size for rows, _ in even) * width * kernel * outputs
         read = len(even) * width if name == "gathered" else 0
+        written = 0
     else:
         macs = sum(part.area for part in task.parts) * kernel * outputs
         read = sum(part.columns.size for part in task.parts)
-        read += task.layer.rows if len(task.parts) > 1 else 0
-        if name == "products-of-rows":
-            read += task.layer.columns + task.layer.rows
-    rows = [part.rows for part in task.parts]
-    if task.restore(rows) is not None:
-        read += task.layer.rows
-    return float(macs + read * places * copied)
+        written = task.layer.rows if len(task.parts) > 1 else 0
+    if task.restore(part.rows for part in task.parts) is not None:
+        written += task.layer.rows
+    return float(macs + (read * places + written * outputs) * case.target.copy_macs)
+
+
+def _estimate_product(case: Case, name: str) -> float:
+    task = case.task
+    places = math.prod(case.shape) // task.layer.columns
+    if name == DENSE:
+        return float(task.layer.array.size * places)
+    macs = sum(part.area for part in task.parts)
+    rows = task.layer.rows
+    is_restored = task.restore(part.rows for part in task.parts) is not None
+    taken = sum(
+        part.columns.size for part in task.parts if not (np.diff(part.columns) == 1).all()
+    )
+    if name == "products-of-rows":
+        # Turned twice; then whole rows are copied.
+        moved = (task.layer.columns + 2 * rows + taken + rows * is_restored) * RUN
+    else:
+        moved = (sum(part.columns.size for part in task.parts) + rows) * RUN
+        moved += (taken + rows * is_restored) * case.target.gather_macs
+    return float((macs + moved) * places)
 
 
 def _strides(case: Case) -> tuple[int, ...]:

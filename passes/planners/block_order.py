@@ -1,7 +1,8 @@
 """Plans the order of channels in which dense blocks lie side by side, so that no operation has to bring them together.
 
-Every layer with blocks has two wishes: that the rows of each block stand together among the channels that it writes, and, if
-its blocks share no input, that their columns stand together among the channels that it reads. A line of channels (those that
+Every layer with blocks has two wishes: that the rows of each block stand together among the channels that it writes, and that
+their columns stand together among the channels that it reads; blocks that share inputs have such an order if they can be put
+in a row so that only neighbours share some. A line of channels (those that
 one tensor has, and all that are tied to it) has one order; the wishes that save most are met first, and further ones as far as
 the order still leaves them room.
 """
@@ -71,13 +72,20 @@ class _Wish:
         layer: the layer.
         labels: the block of each channel of the line.
         worth: elements that need not be copied then.
-        is_of_rows: whether it is about the channels that the layer writes.
+        is_ordered: whether the labels have to stand in their order, because blocks share channels.
     """
 
     layer: Layer
     labels: Array
     worth: int
-    is_of_rows: bool
+    is_ordered: bool
+
+    def is_met(self, order: Array) -> bool:
+        """Whether an order gives what is wished for."""
+        labels = self.labels[order]
+        if self.is_ordered:
+            return bool((np.diff(labels) >= 0).all())
+        return int(np.count_nonzero(np.diff(labels))) == np.unique(labels).size - 1
 
 
 def plan_block_order(channels: ChannelMap, found: Sequence[tuple[Layer, Blocks]]) -> Ordering:
@@ -202,17 +210,15 @@ def _add_wishes(
     if outgoing is None:
         return
     sizes = channels.sizes.shape
-    rows, columns = (np.full(size, -1, dtype=np.int64) for size in blocks.shape)
-    is_disjoint = True
+    rows = np.full(blocks.shape[0], -1, dtype=np.int64)
     for index, part in enumerate(blocks.parts):
         rows[part.rows] = index
-        is_disjoint &= bool((columns[part.columns] < 0).all())
-        columns[part.columns] = index
-    for tags, labels, value, is_of_rows in (
-        (outgoing, rows, layer.node.outputs[0], True),
-        (incoming, columns, layer.data, False),
+    columns, is_ordered = _column_labels(blocks)
+    for tags, labels, value, strict in (
+        (outgoing, rows, layer.node.outputs[0], False),
+        (incoming, columns, layer.data, is_ordered),
     ):
-        if tags.size != labels.size or not (is_of_rows or is_disjoint):
+        if labels is None or tags.size != labels.size:
             continue
         classes = channels.roots[tags.ravel()]
         line = by_class.get(int(classes[0]))
@@ -223,10 +229,57 @@ def _add_wishes(
             continue
         mine = np.empty(classes.size, dtype=np.int64)
         mine[[place[int(root)] for root in classes]] = labels
-        # Columns that no block reads stand behind the others.
-        mine[mine < 0] = len(blocks.parts)
         worth = int(np.prod(sizes.get(value, (1,)), dtype=np.int64))
-        line.wishes.append(_Wish(layer, mine, worth, is_of_rows))
+        line.wishes.append(_Wish(layer, mine, worth, strict))
+
+
+def _column_labels(blocks: Blocks) -> tuple[Array | None, bool]:
+    """A label for each column such that blocks stand together if labels do, and whether they have to be in order.
+
+    Columns that no block reads stand behind the others. None where blocks share columns in such a way that there is no order.
+    """
+    count = len(blocks.parts)
+    member = np.zeros((count, blocks.shape[1]), dtype=bool)
+    for index, part in enumerate(blocks.parts):
+        member[index, part.columns] = True
+    depth = member.sum(axis=0)
+    if depth.max() <= 1:
+        return np.where(depth > 0, member.argmax(axis=0), count), False
+    shared = member.astype(np.int64) @ member.T.astype(np.int64)
+    np.fill_diagonal(shared, 0)
+    place = np.empty(count, dtype=np.int64)
+    place[_row_of_blocks(shared)] = np.arange(count)
+    # Twice the mean place of the blocks that read a column: 0, 1, 2, ... where neighbours share some.
+    middle = 2 * (place @ member) / np.maximum(depth, 1)
+    middle[depth == 0] = 2 * count
+    labels = np.unique(middle, return_inverse=True)[1].reshape(-1)
+    order = np.argsort(labels, kind="stable")
+    runs = (np.flatnonzero(line[order]) for line in member)
+    if all((np.diff(run) == 1).all() for run in runs):
+        return labels, True
+    return None, True
+
+
+def _row_of_blocks(shared: Array) -> Array:
+    """Blocks in a row, each beside the one it shares most with.
+
+    Args:
+        shared: how many columns each two blocks share, shape `(blocks, blocks)`.
+    """
+    left = set(range(len(shared)))
+    row: list[int] = []
+    while left:
+        if row and shared[row[-1], list(left)].max() > 0:
+            last = row[-1]
+            following = max(left, key=lambda index: (int(shared[last, index]), -index))
+        else:
+            # An end of a row shares with few.
+            following = min(
+                left, key=lambda index: (int(np.count_nonzero(shared[index])), index)
+            )
+        row.append(following)
+        left.remove(following)
+    return np.asarray(row)
 
 
 def _settle(line: _Line, labels: dict[ir.Node, Array]) -> Array:
@@ -238,16 +291,20 @@ def _settle(line: _Line, labels: dict[ir.Node, Array]) -> Array:
     """
     size = line.classes.size
     order = np.arange(size)
-    met: list[Array] = []
+    met: list[tuple[_Wish, Array]] = []
     for wish in sorted(line.wishes, key=lambda wish: -wish.worth):
-        coded = _coded(wish, labels.get(wish.layer.node), order)
+        coded = wish.labels
+        if not wish.is_ordered:
+            coded = _coded(wish, labels.get(wish.layer.node), order)
         for at in range(len(met), -1, -1):
-            keys = [*met[:at], coded, *met[at:]]
+            trial = [*met[:at], (wish, coded), *met[at:]]
             # The last key of lexsort counts most; places as they are break ties.
-            trial = np.lexsort((np.arange(size), *reversed(keys)))
-            if all(_is_together(key[trial]) for key in keys):
-                met, order = keys, trial
-                labels.setdefault(wish.layer.node, _sequence(wish.labels[order]))
+            keys = [key for _, key in reversed(trial)]
+            found = np.lexsort((np.arange(size), *keys))
+            if all(each.is_met(found) for each, _ in trial):
+                met, order = trial, found
+                if not wish.is_ordered:
+                    labels.setdefault(wish.layer.node, _sequence(wish.labels[order]))
                 break
     return order
 
@@ -266,11 +323,6 @@ def _sequence(labels: Array) -> Array:
     found, first = np.unique(labels, return_index=True)
     ordered: Array = found[np.argsort(first)]
     return ordered
-
-
-def _is_together(labels: Array) -> bool:
-    """Whether equal labels stand side by side."""
-    return int(np.count_nonzero(np.diff(labels))) == np.unique(labels).size - 1
 
 
 def _carry(
