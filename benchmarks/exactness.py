@@ -1,12 +1,17 @@
 """Show that removal preserves the function of every network in the catalogue.
 
     python -m benchmarks.exactness --cache CACHE [--only model,...] [--sample] [--shard 0/2]
+    python -m benchmarks.exactness --cache CACHE --kinds blocks --fractions 0.5,0.75
 
 Each network is zeroed in three ways (`rows`, `rows-bn`, `coupled`, see masks.py; rows-bn is rows
 with BatchNormalization left in place by the exporter) at 30, 50 and 80 %, its channels are removed
 in three ways (constants carried on by carriers, by bias maps, and the first zero-padded to
 multiples of 8), and the outputs are compared with those of the zeroed original, both in ONNX
 Runtime with optimisation off.
+
+With `--kinds blocks` the largest weights of each layer are regrouped into dense blocks instead,
+which are computed block by block: in the form that the rules of the target choose (`rules`), and
+in every form that fits, by turns (`turns`).
 
 Verdicts:
 
@@ -55,15 +60,23 @@ from benchmarks.reference import (
     draw,
     stretch,
 )
+from passes.planners.block_choice import Chosen
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
+
+    from passes.lowerings.alone import Case as LayerCase
+    from passes.planners.carrying import Carry
 
 Row: TypeAlias = dict[str, Any]
 
 KINDS = ("rows", "rows-bn", "coupled")
 FRACTIONS = (0.3, 0.5, 0.8)
-STAGES = ("carrier", "bias-map", "align")
+BLOCKS = "blocks"
+STAGES = {
+    **dict.fromkeys(KINDS, ("carrier", "bias-map", "align")),
+    BLOCKS: ("rules", "turns"),
+}
 TRIES = 4
 NOISE_MARGIN = 4
 TIMEOUT_S = 3600
@@ -131,7 +144,7 @@ def _attempt(
     model: onnx.ModelProto, network: catalogue.Network, kind: str, fraction: float, attempt: int
 ) -> Case:
     """Zero and rescale once: real weights first as they are, later more and more gently."""
-    mask: masks.Kind = "coupled" if kind == "coupled" else "rows"
+    mask: masks.Kind = "rows" if kind == "rows-bn" else kind  # type: ignore[assignment]
     rows = masks.zero(model, mask, fraction, seed=attempt, gentle=attempt >= 2)
     below = network.below
     if attempt or not network.trained:
@@ -200,14 +213,25 @@ def rewrite(data: bytes, stage: str) -> tuple[onnx.ModelProto, list[passes.PassR
         passes.PassError: the model cannot be handled.
     """
     model = ir.from_proto(onnx.load_from_string(data))
-    carry = "bias-map" if stage == "bias-map" else "carrier"
+    carry: Carry = "bias-map" if stage == "bias-map" else "carrier"
     steps: list[passes.Pass] = [passes.Tidy(), passes.RemoveChannels(carry=carry)]
+    if stage in STAGES[BLOCKS]:
+        choose = by_turns if stage == "turns" else None
+        steps += [passes.PermuteChannels(), passes.GroupBlocks(choose=choose)]
     if stage == "align":
         steps.append(passes.AlignChannels(multiple=8))
     steps.append(passes.InferShapes())
     reports = [step(model) for step in steps]
     proto: onnx.ModelProto = ir.to_proto(model)
     return proto, reports
+
+
+def by_turns(cases: Sequence[LayerCase]) -> list[Chosen]:
+    """Every form that fits a layer, one after the other."""
+    return [
+        Chosen(case.names[1 + index % (len(case.names) - 1)], "it is its turn")
+        for index, case in enumerate(cases)
+    ]
 
 
 def unexplained(model: onnx.ModelProto, reports: Iterable[passes.PassReport]) -> list[str]:
@@ -265,8 +289,8 @@ def judge(case: Case, stage: str) -> Row:
         return {**row, "verdict": "failed", "detail": f"{type(error).__name__}: {error}"[:300]}
     row["error"] = found.error
     row["output"] = found.output
-    # Padding puts rows of zeros in; it is no business of theirs to explain them.
-    missing = [] if stage == "align" else unexplained(model, reports)
+    # Padding puts rows of zeros in, and blocks hold those that no removal could take; they need not explain them.
+    missing = [] if stage in {"align", *STAGES[BLOCKS]} else unexplained(model, reports)
     row["unexplained"] = len(missing)
     if missing:
         row["detail"] = ", ".join(missing)[:300]
@@ -306,14 +330,17 @@ def run_model(name: str, plan: Sequence[tuple[str, float]], state: Path, cache: 
             print(f"{name} {kind} {fraction:.0%}: {detail}", file=sys.stderr, flush=True)
             _append(
                 state,
-                [{**key, "stage": s, "verdict": "failed", "detail": detail} for s in STAGES],
+                [
+                    {**key, "stage": s, "verdict": "failed", "detail": detail}
+                    for s in STAGES[kind]
+                ],
             )
             continue
         if case is None:
-            _append(state, [{**key, "stage": s, "verdict": "absent"} for s in STAGES])
+            _append(state, [{**key, "stage": s, "verdict": "absent"} for s in STAGES[kind]])
             continue
         rows = []
-        for stage in STAGES:
+        for stage in STAGES[kind]:
             try:
                 row = judge(case, stage)
             except Exception as error:  # noqa: BLE001 - a crash of ours is a row, and a failed one
@@ -383,21 +410,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
         todo = [
             (kind, f)
             for kind, f in plan
-            if any((options.child, kind, f, stage) not in kept for stage in STAGES)
+            if any((options.child, kind, f, stage) not in kept for stage in STAGES[kind])
         ]
         run_model(options.child, todo, state, options.cache)
         return 0
     part, parts = map(int, options.shard.split("/"))
     for name in every[part::parts]:
-        missing = [(k, f) for k, f in plan if any((name, k, f, s) not in kept for s in STAGES)]
+        missing = [
+            (k, f) for k, f in plan if any((name, k, f, s) not in kept for s in STAGES[k])
+        ]
         if missing:
             _spawn(name, missing, options, state)
-    wanted = {(name, k, f, s) for name in every[part::parts] for k, f in plan for s in STAGES}
+    wanted = {
+        (name, k, f, s) for name in every[part::parts] for k, f in plan for s in STAGES[k]
+    }
     rows = [row for row in _read(state) if _key(row) in wanted]
     table = _table(rows)
     print(table)
     if not options.only and parts == 1 and not options.sample:
-        results.save("exactness", rows, "Exactness of channel removal", table)
+        if options.kinds == BLOCKS:
+            results.save("block_exactness", rows, "Exactness of block lowering", table)
+        else:
+            results.save("exactness", rows, "Exactness of channel removal", table)
     return 0 if _succeeded(rows, wanted, lenient=options.lenient) else 1
 
 
@@ -428,7 +462,7 @@ def _spawn(
                     "detail": detail,
                 }
                 for k, f in plan
-                for s in STAGES
+                for s in STAGES[k]
                 if (name, k, f, s) not in done
             ],
         )
@@ -453,14 +487,16 @@ def _line(row: Row) -> str:
 
 def _table(rows: Sequence[Row]) -> str:
     """Worst error of each network and way of zeroing, and how the verdicts fell."""
+    there = {row["kind"] for row in rows}
+    kinds = [kind for kind in STAGES if kind in there]
     lines = [
-        "| network | " + " | ".join(KINDS) + " | passed | |",
-        "|---" * (len(KINDS) + 3) + "|",
+        "| network | " + " | ".join(kinds) + " | passed | |",
+        "|---" * (len(kinds) + 3) + "|",
     ]
     for name in dict.fromkeys(row["model"] for row in rows):
         mine = [row for row in rows if row["model"] == name and row["verdict"] != "absent"]
         cells = []
-        for kind in KINDS:
+        for kind in kinds:
             errors = [r["error"] for r in mine if r["kind"] == kind and "error" in r]
             cells.append(f"{max(errors):.1e}" if errors else "")
         passed = sum(row["verdict"] == "passed" for row in mine)

@@ -4,7 +4,9 @@
   for itself; biases and BatchNormalization stay, so that channels become constants other than 0;
 - coupled: layers of the same width lose the same channels, and everything that would make such
   a channel other than 0 (bias, scale and shift of a normalization) is zeroed with it. Whatever
-  is joined by a residual sum has the same width, so that the channel is dead on all sides.
+  is joined by a residual sum has the same width, so that the channel is dead on all sides;
+- blocks: the largest weights of each layer, regrouped into dense blocks of whole input channels,
+  and zeros everywhere else.
 """
 
 from __future__ import annotations
@@ -22,7 +24,10 @@ if TYPE_CHECKING:
 
 __all__ = ["Kind", "row_axis", "zero"]
 
-Kind: TypeAlias = Literal["rows", "coupled"]
+Kind: TypeAlias = Literal["rows", "coupled", "blocks"]
+
+SMALLEST = 16
+"""Outputs and inputs that a layer has at least for blocks to be made of it."""
 
 
 def zero(
@@ -39,9 +44,11 @@ def zero(
             channels are all there is, rows zeroed at random cut every path through the network.
 
     Returns:
-        how many rows were zeroed.
+        how many rows were zeroed; of blocks, how many layers have some.
     """
     weights = Weights(model)
+    if kind == "blocks":
+        return _make_blocks(model, weights, fraction, seed)
     done: set[str] = set()
     count = 0
     for position, node in enumerate(model.graph.node):
@@ -71,6 +78,32 @@ def zero(
             )
     if kind == "coupled":
         _clear_shifts(model, weights, fraction, (seed, 4 if gentle else 1))
+    return count
+
+
+def _make_blocks(model: onnx.ModelProto, weights: Weights, fraction: float, seed: int) -> int:
+    """Regroup the largest weights of every layer that is large enough; how many there were."""
+    from deploykit.finder.structures.regroup import regroup
+
+    done: set[str] = set()
+    count = 0
+    for node in model.graph.node:
+        found = row_axis(node, weights)
+        if found is None or node.op_type == "ConvTranspose" or node.input[found[0]] in done:
+            continue
+        index, axis, groups = found
+        name = node.input[index]
+        done.add(name)
+        weight = np.moveaxis(weights[name], axis, 0)
+        if groups > 1 or weight.ndim < 2 or min(weight.shape[:2]) < SMALLEST:
+            continue
+        size = np.abs(weight).astype(np.float32)
+        kept = size >= np.quantile(size, fraction)
+        made = regroup(kept, size, blocks=4, columns="channel", method="cocluster", seed=seed)
+        if made.reason is None:
+            new = np.where(made.mask, weight, np.zeros((), weight.dtype))
+            weights[name] = np.moveaxis(new, 0, axis)
+            count += 1
     return count
 
 
