@@ -27,6 +27,8 @@ FREE: Final = 0.02
 """Share of the matrix that merging may add without another reason: zeros that came by chance."""
 WORTH: Final = 0.9
 """Blocks that cover more of the matrix than this are not told."""
+FILLED: Final = 0.5
+"""Share of what lies in blocks that is not zero, at least; with less, zeros are scattered and blocks are none of the weight's."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -106,6 +108,11 @@ def find_blocks(support: Array) -> Blocks | str:
     groups = [np.flatnonzero(member == index) for index in np.flatnonzero(~is_empty)]
     groups, held = _merge(groups, supports[~is_empty], support.size)
     empty = np.flatnonzero(np.isin(member, np.flatnonzero(is_empty)))
+    filled = support.sum() / sum(
+        group.size * int(read.sum()) for group, read in zip(groups, held, strict=True)
+    )
+    if filled < FILLED:
+        return f"its zeros are scattered: of the smallest blocks that hold the rest, {1 - filled:.0%} would be zeros"
     groups = _spread(groups, empty)
     return _checked(groups, held, (rows, columns))
 
@@ -133,35 +140,44 @@ def fit_blocks(
 
 def _merge(groups: list[Array], supports: Array, size: int) -> tuple[list[Array], list[Array]]:
     """Join groups of rows, the cheapest pair first, until there are few enough of enough rows."""
-    counts = [group.size for group in groups]
-    held = list(supports)
+    groups = list(groups)
+    held = supports.astype(np.float32)
+    lengths = np.asarray([group.size for group in groups], dtype=np.float64)
+    # Columns that each pair shares, and what both cost more than now if they had the columns of both.
+    shared = (held @ held.T).astype(np.float64)
+    widths = shared.diagonal().copy()
+    added = lengths[None, :] * (widths[:, None] - shared)
+    added += added.T
+    np.fill_diagonal(added, np.inf)
+    left = np.ones(len(groups), dtype=bool)
     budget = FREE * size
-    least = min(FEWEST_ROWS, max(1, sum(counts) // 2))
-    while len(groups) > 1:
-        stack = np.asarray(held, dtype=np.float32)
-        sizes = stack.sum(1)
-        # Columns of the union of each pair, and what both groups cost more than now if they had them all.
-        union = sizes[:, None] + sizes[None, :] - stack @ stack.T
-        lengths = np.asarray(counts, dtype=np.float32)
-        now = lengths * sizes
-        added = (lengths[:, None] + lengths[None, :]) * union - now[:, None] - now[None, :]
-        np.fill_diagonal(added, np.inf)
-        small = lengths < least
-        must = len(groups) > MOST_PARTS
-        if small.any() and not must:
-            added[~small] = np.inf
+    least = min(FEWEST_ROWS, max(1, int(lengths.sum()) // 2))
+    for count in range(len(groups), 1, -1):
+        must = count > MOST_PARTS
+        lines = np.flatnonzero(left & (lengths < least))
+        if must or not lines.size:
+            one, other = divmod(int(np.argmin(added)), len(groups))
+        else:
             must = True
-        one, other = (int(at) for at in np.unravel_index(np.argmin(added), added.shape))
+            at, other = divmod(int(np.argmin(added[lines])), len(groups))
+            one = int(lines[at])
         cost = float(added[one, other])
-        if not must and cost > budget:
-            break
         if not must:
+            if cost > budget:
+                break
             budget -= cost
         groups[one] = np.concatenate([groups[one], groups[other]])
-        counts[one] += counts[other]
-        held[one] = held[one] | held[other]
-        del groups[other], counts[other], held[other]
-    return groups, held
+        lengths[one] += lengths[other]
+        np.maximum(held[one], held[other], out=held[one])
+        left[other] = False
+        common = (held @ held[one]).astype(np.float64)
+        widths[one] = common[one]
+        line = lengths * (widths[one] - common) + lengths[one] * (widths - common)
+        line[~left] = line[one] = np.inf
+        added[one] = added[:, one] = line
+        added[other] = added[:, other] = np.inf
+    kept = np.flatnonzero(left)
+    return [groups[at] for at in kept], [held[at] > 0 for at in kept]
 
 
 def _spread(groups: list[Array], empty: Array) -> list[Array]:

@@ -254,6 +254,8 @@ def replay_weight(node: ir.Node, r: Replay, noted: Weighted) -> None:
     if old is None or leaving is None:
         if r.is_changed(value) and r.trace.tags.of[out].any():
             r.set(node, out, place(r.new(value), axes, names.result))
+        if np.array_equal(arriving, noted.incoming):
+            return
     elif np.array_equal(arriving, noted.incoming) and np.array_equal(leaving, old):
         return
     else:
