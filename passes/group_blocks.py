@@ -208,7 +208,10 @@ def carry_out(
     assert data is not None, "a layer is only made where there is one"  # noqa: S101
     constants = [value for value in layer.node.inputs[1:] if value is not None]
     emit = next(each.emit for each in LOWERINGS if each.name == name)
-    tape = Tape(graph, layer.node.name or layer.name, layer.node, gathers)
+    label = layer.node.name or layer.name
+    # What does its work takes its name: those who time or name layers find it again.
+    layer.node.name = None
+    tape = Tape(graph, label, layer.node, gathers)
     replace(graph, layer.node, emit(case.task, tape, data))
     drop_unread(graph, constants)
 

@@ -45,7 +45,7 @@ def emit_smaller(task: BlockedLayer, tape: Tape, data: ir.Value) -> ir.Value:
     """Read the channels of the block only."""
     (part,) = task.parts
     picked = tape.pick(data, 1, part.columns, task.layer.columns)
-    return _convolve(task, tape, picked, [(part.rows, part.columns)], "smaller")
+    return _convolve(task, tape, picked, [(part.rows, part.columns)])
 
 
 def refuse_grouped(task: BlockedLayer) -> str | None:
@@ -65,7 +65,7 @@ def refuse_grouped(task: BlockedLayer) -> str | None:
 def emit_grouped(task: BlockedLayer, tape: Tape, data: ir.Value) -> ir.Value:
     """A Conv with a group for each block."""
     assert task.even is not None, "refused otherwise"  # noqa: S101
-    made = _convolve(task, tape, data, task.even, "grouped")
+    made = _convolve(task, tape, data, task.even)
     return _restored(task, tape, made, [rows for rows, _ in task.even])
 
 
@@ -87,7 +87,7 @@ def emit_gathered(task: BlockedLayer, tape: Tape, data: ir.Value) -> ir.Value:
     assert task.even is not None, "refused otherwise"  # noqa: S101
     places = np.concatenate([task.real(columns) for _, columns in task.even])
     picked = tape.pick(data, 1, places, task.layer.columns)
-    made = _convolve(task, tape, picked, task.even, "gathered")
+    made = _convolve(task, tape, picked, task.even)
     return _restored(task, tape, made, [rows for rows, _ in task.even])
 
 
@@ -118,15 +118,15 @@ def _convolve(
     tape: Tape,
     data: ir.Value,
     parts: list[tuple[Array, Array]] | tuple[tuple[Array, Array], ...],
-    hint: str,
+    hint: str = "",
 ) -> ir.Value:
     """A Conv with a group for each part."""
     weight = np.concatenate([task.take(rows, columns) for rows, columns in parts])
     order = np.concatenate([rows for rows, _ in parts])
-    inputs: list[ir.Value | None] = [data, tape.constant(f"{hint}_weight", weight)]
+    inputs: list[ir.Value | None] = [data, tape.constant(f"{hint or 'blocks'}_weight", weight)]
     bias = task.bias_of(order)
     if bias is not None:
-        inputs.append(tape.constant(f"{hint}_bias", bias))
+        inputs.append(tape.constant(f"{hint or 'blocks'}_bias", bias))
     node = tape.write(
         "Conv",
         inputs,

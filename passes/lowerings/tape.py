@@ -66,13 +66,13 @@ class Tape:
         Args:
             op_type: of the standard domain.
             inputs: what it reads.
-            hint: what it is called.
+            hint: what it is called. Nothing: it does what the layer did, and has its name.
             attributes: of the node.
             like: a value whose type its outputs have, and whose sizes but for `sizes`.
             sizes: sizes of its outputs, by axis.
             outputs: how many it has.
         """
-        name = self._free(f"{self.label}_{hint}")
+        name = self._free(f"{self.label}_{hint}" if hint else self.label)
         made = [
             ir.Value(name=name if outputs == 1 else self._free(f"{name}_{index}"))
             for index in range(outputs)
