@@ -24,6 +24,7 @@ import numpy as np
 
 import deploykit
 from deploykit import (
+    block_layers,
     candidates,
     closeups,
     groups,
@@ -350,6 +351,10 @@ def _planned(
         after = size.count(made.model, shapes)
         compared = layers.compare(model, made.model, _forms(made))
         found = groups.find_groups(model)
+        passed = _pass_records(made.reports, made.steps, made.seconds)
+        blocked, no_blocks = block_layers.inspect_blocks(
+            model, steps, compared, passed, result=made.model, given=opened.blocks
+        )
     _save_plan(request, source, recipe, made)
     return records.Report(
         command=request.command,
@@ -357,7 +362,7 @@ def _planned(
         source=opened.record,
         model=None,
         target=target.name,
-        passes=_pass_records(made.reports, made.steps, made.seconds),
+        passes=passed,
         size=records.Size(
             records.Count(before.parameters, after.parameters),
             records.Count(sum(file.stat().st_size for file in source.files), None),
@@ -369,6 +374,8 @@ def _planned(
         profile=None,
         layers=compared,
         ticket_layers=opened.ticket_layers,
+        block_layers=blocked,
+        no_blocks=no_blocks,
         verdict="planned",
         groups=found,
         reason=(
@@ -832,16 +839,17 @@ def _report(job: Job, decided: Decision, work: Path) -> records.Report:
     compared = layers.compare(start.model, written, _forms(shown) if is_written else {})
     seen = _look(job, decided, compared, written, work)
     warnings += seen.warnings
+    passed = (
+        *_pass_records(shown.reports, shown.steps, shown.seconds),
+        *_tried_records(job, decided, shown),
+    )
     return records.Report(
         command=job.request.command,
         versions=_versions(start.opened),
         source=start.opened.record,
         model=None,
         target=job.target.name,
-        passes=(
-            *_pass_records(shown.reports, shown.steps, shown.seconds),
-            *_tried_records(job, decided, shown),
-        ),
+        passes=passed,
         size=records.Size(
             records.Count(start.size.parameters, after.parameters),
             records.Count(bytes_before, shown.bytes if is_written else bytes_before),
@@ -857,6 +865,9 @@ def _report(job: Job, decided: Decision, work: Path) -> records.Report:
         layer_times=seen.layer_times,
         staircases=seen.staircases,
         ticket_layers=start.opened.ticket_layers,
+        block_layers=block_layers.find_block_layers(
+            start.model, shown.steps, compared, passed, given=start.opened.blocks
+        ),
         verdict=decided.verdict,
         reason=decided.reason,
         warnings=tuple(dict.fromkeys(warnings)),

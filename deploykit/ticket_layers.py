@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 __all__ = ["draw", "find_ticket_layers"]
 
 Bools: TypeAlias = np.ndarray[Any, np.dtype[np.bool_]]
+Floats: TypeAlias = np.ndarray[Any, np.dtype[np.float64]]
 Ints: TypeAlias = np.ndarray[Any, np.dtype[np.int64]]
 
 ROWS, COLUMNS = 64, 96
@@ -52,14 +53,16 @@ def find_ticket_layers(ticket: Ticket) -> tuple[TicketLayer, ...]:
     return tuple(rows)
 
 
-def draw(matrix: Bools) -> MaskPicture:
-    """A picture of a mask: shares of what is kept in each cell of a grid of at most 64 x 96.
+def draw(matrix: Bools | Floats, rows: int = ROWS, columns: int = COLUMNS) -> MaskPicture:
+    """A picture of a mask: shares of what is kept in each cell of a grid.
 
     Args:
-        matrix: bool, shape `(outputs, columns)`.
+        matrix: bool, or numbers from 0 to 1, shape `(outputs, columns)`.
+        rows: cells from top to bottom, if it has as many.
+        columns: cells from left to right, if it has as many.
     """
     sums = matrix.astype(np.float64)
-    for axis, most in enumerate((ROWS, COLUMNS)):
+    for axis, most in enumerate((rows, columns)):
         size = sums.shape[axis]
         starts = np.arange(min(size, most)) * size // min(size, most)
         lengths = np.diff(np.append(starts, size))

@@ -14,7 +14,7 @@ from html import escape
 from importlib import resources
 from typing import TYPE_CHECKING
 
-from deploykit.report import layer_sections, ticket_section
+from deploykit.report import block_section, layer_sections, ticket_section
 from deploykit.report.markup import (
     Cell,
     Column,
@@ -77,6 +77,7 @@ def render(report: Report) -> str:
             _side_by_side(_sizes(report), _validation(report)),
             _latencies(report),
             ticket_section.ticket_layers(report),
+            block_section.block_layers(report),
             layer_sections.staircases(report),
             layer_sections.layers(report),
             _skips(report),

@@ -17,6 +17,8 @@ from deploykit.output_change import OutputChange
 
 __all__ = [
     "SCHEMA_VERSION",
+    "BlockLayer",
+    "BlockOutline",
     "Candidate",
     "Change",
     "Count",
@@ -90,12 +92,12 @@ class TicketRecord:
 
 @dataclasses.dataclass(frozen=True)
 class MaskPicture:
-    """A mask on a coarse grid.
+    """A mask, or a weight, on a coarse grid.
 
     Attributes:
         height: cells from top to bottom: output channels.
         width: cells from left to right: columns.
-        cells: bytes in base64, row by row: the share of a cell that is kept, 255 is all of it.
+        cells: bytes in base64, row by row: the share of a cell that is kept, 255 is all of it; of a weight how large it is there.
     """
 
     height: int
@@ -390,6 +392,53 @@ class Layer:
 
 
 @dataclasses.dataclass(frozen=True)
+class BlockOutline:
+    """A block, or a part of one, in the ordered matrix: its first row and column, and how many it has."""
+
+    row: int
+    column: int
+    rows: int
+    columns: int
+
+
+@dataclasses.dataclass(frozen=True)
+class BlockLayer:
+    """A weight with dense blocks, as a matrix of output channels by input channels once dead channels are gone.
+
+    Attributes:
+        weight: its name.
+        node: the node that uses it.
+        op_type: that node's operator.
+        outputs: rows of the matrix.
+        inputs: columns of the matrix.
+        kernel: sizes of the kernel of a convolution; empty for a product.
+        blocks: rows and columns of each block, in the order of their first rows.
+        share: share of the matrix that lies in blocks, 0 to 1.
+        text: the blocks in words.
+        form: the form in which it is computed; "dense" if it stayed as it is, empty if that was not decided.
+        reason: why, in words.
+        picture: the matrix; None where it is not drawn.
+        picture_ordered: the same with rows and columns in the order of the blocks.
+        outlines: the blocks in that, in pieces where they share columns; empty where these would be too many.
+    """
+
+    weight: str
+    node: str
+    op_type: str
+    outputs: int
+    inputs: int
+    kernel: tuple[int, ...]
+    blocks: tuple[tuple[int, int], ...]
+    share: float
+    text: str
+    form: str = ""
+    reason: str = ""
+    picture: MaskPicture | None = None
+    picture_ordered: MaskPicture | None = None
+    outlines: tuple[BlockOutline, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
 class Group:
     """Layers that share their channels.
 
@@ -425,6 +474,8 @@ class Report:
         layer_times: time of each node; empty if nothing was measured.
         staircases: time against channel count of the layers that take longest; empty if nothing was measured.
         ticket_layers: what the ticket keeps of each weight; empty without one.
+        block_layers: weights with dense blocks.
+        no_blocks: sparse weights without, and why; of an inspection only.
         verdict: what came of it; "planned" for a dry run or an inspection.
         reason: why that, in a sentence.
         groups: layers that share their channels; of an inspection only.
@@ -451,6 +502,8 @@ class Report:
     layer_times: tuple[LayerTimeRow, ...] = ()
     staircases: tuple[Staircase, ...] = ()
     ticket_layers: tuple[TicketLayer, ...] = ()
+    block_layers: tuple[BlockLayer, ...] = ()
+    no_blocks: tuple[Skip, ...] = ()
     schema_version: str = SCHEMA_VERSION
 
     @property

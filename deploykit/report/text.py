@@ -13,6 +13,7 @@ from rich.text import Text
 from deploykit.output_change import OutputChange
 from deploykit.report.records import Group, Layer, Report
 from deploykit.report.wording import (
+    block_text,
     error_text,
     group_skips,
     inputs_text,
@@ -71,7 +72,7 @@ def render(report: Report, *, all_layers: bool = False) -> RenderableType:
     layers = [layer for layer in report.layers if all_layers or _is_interesting(layer)]
     if layers:
         shown = layers if all_layers else layers[:LAYERS_SHOWN]
-        parts += [Text(""), _layers(shown, len(layers), len(report.layers))]
+        parts += [Text(""), _layers(report, shown, len(layers))]
     if not all_layers and len(layers) > LAYERS_SHOWN:
         parts.append(
             Text(
@@ -81,7 +82,7 @@ def render(report: Report, *, all_layers: bool = False) -> RenderableType:
         )
     if report.groups:
         parts += [Text(""), _groups(report.groups)]
-    if report.skips:
+    if report.skips or report.no_blocks:
         parts += [Text(""), _skips(report)]
     if report.validation is not None:
         parts += [Text(""), Text(_validation_line(report))]
@@ -116,8 +117,13 @@ def _is_interesting(layer: Layer) -> bool:
     return layer.zero_outputs > 0 or layer.shape_after != layer.shape_before
 
 
-def _layers(layers: Sequence[Layer], interesting: int, total: int) -> Table:
-    table = _table("weight", "op", "outputs", "inputs", "zeros", "dead outputs")
+def _layers(report: Report, layers: Sequence[Layer], interesting: int) -> Table:
+    blocks = {row.weight: row for row in report.block_layers}
+    # A column of nothing would take room from the names.
+    has_blocks = any(layer.form or layer.weight in blocks for layer in layers)
+    headers = ["weight", "op", "outputs", "inputs", "zeros", "dead outputs"]
+    table = _table(*headers, *(["blocks"] if has_blocks else []))
+    total = len(report.layers)
     table.title = (
         f"layers: {interesting} of {total}"
         if interesting == total
@@ -128,17 +134,23 @@ def _layers(layers: Sequence[Layer], interesting: int, total: int) -> Table:
         outputs = _arrow(layer.outputs.before, layer.outputs.after)
         inputs = _arrow(layer.inputs.before, layer.inputs.after)
         if layer.form is not None:
-            outputs, inputs = f"{layer.outputs.before}", layer.form
+            outputs, inputs = f"{layer.outputs.before}", f"{layer.inputs.before}"
         elif layer.shape_after is None:
             outputs, inputs = f"{layer.outputs.before} → gone", ""
-        cells = (
+        cells = [
             layer.weight,
             layer.op_type,
             outputs,
             inputs,
             f"{100 * layer.zeros:.0f} %",
             str(layer.zero_outputs),
-        )
+        ]
+        if has_blocks:
+            row = blocks.get(layer.weight)
+            found = layer.form or "" if row is None else block_text(row)
+            if row is not None and layer.form is not None:
+                found = f"{row.form}, {found}"
+            cells.append(found)
         table.add_row(*(escape(cell) for cell in cells))
     return table
 
@@ -156,7 +168,8 @@ def _groups(groups: Sequence[Group]) -> Table:
 
 def _skips(report: Report) -> Table:
     table = _table("left alone", "why", "what to do")
-    for group in group_skips(report.skips):
+    # Where `group-blocks` ran, it says of these layers the same.
+    for group in group_skips(tuple(dict.fromkeys((*report.skips, *report.no_blocks)))):
         subjects = ", ".join(group.subjects[:SUBJECTS_SHOWN])
         if len(group.subjects) > SUBJECTS_SHOWN:
             subjects += f" and {len(group.subjects) - SUBJECTS_SHOWN} more"

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import base64
-import io
 from html import escape
 from typing import TYPE_CHECKING
 
 from deploykit.report.markup import Column, Shown, cell, folded, table
+from deploykit.report.mask_image import image
 from deploykit.report.records import MaskPicture, Report, TicketLayer
 from deploykit.report.wording import count_text
 
@@ -15,9 +14,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 __all__ = ["ticket_layers"]
-
-COLOUR = (0x2F, 0x6F, 0xB5)
-"""Readable on white and on black; how much of a cell is kept is its opacity."""
 
 
 def ticket_layers(report: Report) -> str:
@@ -40,7 +36,7 @@ def ticket_layers(report: Report) -> str:
 
 def _figures(row: TicketLayer) -> str:
     parts = "".join(
-        f"<figure><h3><small>{word}</small></h3>{_image(picture, f'{row.weight}, {word}')}</figure>"
+        f"<figure><h3><small>{word}</small></h3>{image(picture, f'{row.weight}, {word}')}</figure>"
         for word, picture in _pictures(row)
     )
     return (
@@ -57,22 +53,6 @@ def _pictures(row: TicketLayer) -> Iterator[tuple[str, MaskPicture]]:
         yield f"{word}: {100 * row.kept / size:.0f} %", row.picture
     if row.picture_ordered is not None:
         yield f"the same, in the order of its {row.blocks} blocks", row.picture_ordered
-
-
-def _image(picture: MaskPicture, label: str) -> str:
-    """A picture as an element that holds it."""
-    import numpy as np
-    from matplotlib.image import imsave
-
-    cells = np.frombuffer(base64.b64decode(picture.cells), np.uint8)
-    pixels = np.empty((picture.height, picture.width, 4), np.uint8)
-    pixels[..., :3] = COLOUR
-    pixels[..., 3] = cells.reshape(picture.height, picture.width)
-    # Small pictures are drawn larger than they are: whole numbers of pixels for each cell stay sharp.
-    content = io.BytesIO()
-    imsave(content, pixels, format="png", metadata={"Software": ""})
-    data = base64.b64encode(content.getvalue()).decode("ascii")
-    return f'<img class="weights" alt="{escape(label)}" src="data:image/png;base64,{data}">'
 
 
 def _table(rows: tuple[TicketLayer, ...]) -> str:

@@ -8,10 +8,11 @@ import shlex
 from collections.abc import Sequence
 
 from deploykit.output_change import OutputChange
-from deploykit.report.records import Candidate, Count, Report, Skip, Staircase
+from deploykit.report.records import BlockLayer, Candidate, Count, Report, Skip, Staircase
 
 __all__ = [
     "SkipGroup",
+    "block_text",
     "bytes_text",
     "change_sentence",
     "change_text",
@@ -22,6 +23,7 @@ __all__ = [
     "latency_note",
     "latency_text",
     "marks_of",
+    "outcome_text",
     "ratio_text",
     "reference_text",
     "shown_warnings",
@@ -100,6 +102,18 @@ def _common_reason(reasons: Sequence[str]) -> str:
             told.append(f"{values[0]} and {len(values) - 1} more")
     rest = iter(told)
     return DETAIL.sub(lambda _: next(rest), reasons[0])
+
+
+def block_text(row: BlockLayer) -> str:
+    """The blocks of a layer and their share: "4 of 64x32 in 256x128, 25 % of it"."""
+    return f"{row.text}, {100 * row.share:.0f} % of it"
+
+
+def outcome_text(row: BlockLayer) -> str:
+    """What became of a layer with blocks, and why; nothing where that was not decided."""
+    if row.form in {"", "dense"}:
+        return row.reason
+    return f"computed as {row.form}, {row.reason}" if row.reason else f"computed as {row.form}"
 
 
 def size_rows(report: Report) -> list[tuple[str, str, str, str]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 __all__ = ["BlockedLayers", "GivenBlock", "GivenBlocks", "find_all_blocks"]
 
 SPARSE = 0.1
-"""Share of zeros from which on a layer without blocks is told."""
+"""Share of zeros from which on a layer is looked at: with fewer, blocks would cover nearly all of it."""
 SPARSE_GROUPS = 0.9
 """Share of a grouped convolution's weights that blocks may cover."""
 
@@ -63,7 +63,10 @@ class BlockedLayers:
 
 
 def find_all_blocks(
-    model: ir.Model, given: Mapping[str, GivenBlocks] | None = None
+    model: ir.Model,
+    given: Mapping[str, GivenBlocks] | None = None,
+    *,
+    among: Container[str] | None = None,
 ) -> BlockedLayers:
     """Look for blocks in every layer.
 
@@ -71,12 +74,15 @@ def find_all_blocks(
         model: the model; not changed.
         given: blocks that are known, by initializer. They are taken where the weight still has its shape and is zero outside
             of them; elsewhere its zeros say what its blocks are.
+        among: names of the weights to look at; all by default. What is not among them is not read.
     """
     found, skips = [], []
     for layer in read_layers(model):
+        if among is not None and layer.name not in among:
+            continue
         held = layer.array
         zeros = 1.0 - np.count_nonzero(held) / held.size
-        if zeros == 0.0:
+        if zeros < SPARSE:
             continue
         blocks = _known(layer, (given or {}).get(layer.name)) or find_blocks(layer.support)
         if isinstance(blocks, Blocks) and layer.groups > 1:
@@ -85,7 +91,7 @@ def find_all_blocks(
         if isinstance(blocks, Blocks):
             if len(blocks.parts) > 1 or blocks.area < 1.0:
                 found.append((layer, blocks))
-        elif zeros >= SPARSE:
+        else:
             skips.append(
                 Skip(
                     layer.name,

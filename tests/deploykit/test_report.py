@@ -151,7 +151,32 @@ VARIANTS = {
             r.TicketLayer("head.weight", 10, 48, None, 480, 0),
         )
     },
-}
+    "with blocks": {
+        "block_layers": (
+            r.BlockLayer(
+                NASTY,
+                NASTY,
+                "Conv",
+                outputs=33,
+                inputs=55,
+                kernel=(7, 5),
+                blocks=((20, 23), (13, 17)),
+                share=0.37521,
+                text="20x23, 13x17 in 33x55",
+                form="gathered",
+                reason=f"0.41 of the time of {NASTY}",
+                picture=r.MaskPicture(2, 3, "AP//AP8A"),
+                picture_ordered=r.MaskPicture(2, 3, "//8AAAD/"),
+                outlines=(r.BlockOutline(0, 0, 20, 23), r.BlockOutline(20, 23, 13, 17)),
+            ),
+            r.BlockLayer(
+                "gone", "g", "Gemm", 18, 12, (), ((9, 6), (9, 6)), 0.5, "2 of 9x6 in 18x12",
+                "dense", "it is too small",
+            ),
+        ),
+        "no_blocks": (r.Skip(f"{NASTY}.last", "its zeros are scattered", "make blocks"),),
+    },
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("changes", VARIANTS.values(), ids=VARIANTS)
@@ -169,6 +194,8 @@ def test_the_schema_notices_what_is_missing_and_knows_every_key():
         "layer_times",
         "staircases",
         "ticket_layers",
+        "block_layers",
+        "no_blocks",
     }
     for key in r.schema()["required"]:
         broken = {name: value for name, value in document.items() if name != key}
@@ -228,7 +255,8 @@ def test_the_page_is_whole_and_shows_names_as_they_are(changes):
     assert parsed.open == []
     assert not parsed.seen & {"link", "iframe", "object", "form"}
     pictures = re.findall(r"<img[^>]* src=\"([^\"]{0,22})", page.render(report))
-    assert pictures == ["data:image/png;base64,"] * (3 if report.ticket_layers else 0)
+    count = 3 if report.ticket_layers else 2 if report.block_layers else 0
+    assert pictures == ["data:image/png;base64,"] * count
     shown = "".join(parsed.words)
     assert f"{NASTY}.onnx" in shown
     assert wording.verdict_sentence(report) in shown
@@ -248,6 +276,33 @@ def test_the_terminal_shows_names_as_they_are_and_groups_skips():
     assert "and 6 more" in shown
     assert "64 → 48" in shown
     assert "8 → gone" in shown
+
+
+def test_the_terminal_shows_blocks_and_why_there_are_none_once():
+    (skip,) = VARIANTS["with blocks"]["no_blocks"]
+    told = r.PassRecord("group-blocks", True, False, {}, 0.0, (), (skip,))
+    for passes in ((), (told,)):
+        report = make_report(**VARIANTS["with blocks"], passes=passes)
+        out = io.StringIO()
+        text.print_report(report, console=Console(file=out, width=400))
+        assert "20x23, 13x17 in 33x55, 38 % of it" in out.getvalue()
+        assert "2 of 9x6 in 18x12, 50 % of it" in out.getvalue()
+        assert out.getvalue().count(f"{NASTY}.last") == 1
+    lowered = dataclasses.replace(
+        make_report().layers[0], form="gathered, 20x23, 13x17 in 33x55"
+    )
+    out = io.StringIO()
+    text.print_report(make_report(layers=(lowered,)), console=Console(file=out, width=400))
+    assert "gathered, 20x23, 13x17 in 33x55" in out.getvalue()
+
+
+def test_the_page_outlines_blocks_where_they_lie_in_the_matrix():
+    shown = page.render(make_report(**VARIANTS["with blocks"]))
+    (overlay,) = re.findall(r'<svg viewBox="0 0 55 33"[^>]*>(.*?)</svg>', shown)
+    boxes = re.findall(r'x="(\d+)" y="(\d+)" width="(\d+)" height="(\d+)"', overlay)
+    assert boxes == [("0", "0", "23", "20"), ("23", "20", "17", "13")]
+    assert "38 % of it: computed as gathered, 0.41 of the time of" in shown
+    assert "1 of them is computed block by block, the other stays dense." in shown
 
 
 def test_reasons_that_differ_in_names_only_are_one_group():
