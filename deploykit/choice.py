@@ -4,7 +4,8 @@
    counts up again, but has fewer parameters than the original all the same, stands on the same terms: it is a removal
    that leaves a few dead channels in place.
 2. A form that *adds* structure (padding, bias maps, ...) must be proven at least 2 % faster than the best form that is
-   there without it; forms that add one thing are decided before forms that add two.
+   there without it; forms that add one thing are decided before forms that add two. Of those that are as fast as the fastest
+   one, as far as can be told, the one with the fewest parameters is taken.
 3. What was chosen must not be proven slower than the original.
 
 When the rule cannot decide, the simpler form stays.
@@ -13,7 +14,7 @@ When the rule cannot decide, the simpler form stays.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import TypeAlias
 
 from deploykit.profile.statistics import WORTH, Ratio, adds_enough, stands
@@ -22,6 +23,9 @@ __all__ = ["ORIGINAL", "Choice", "Form", "choose", "shortlist"]
 
 ORIGINAL = "original"
 """Name of the model as it came."""
+
+ALIKE = 1.01
+"""Forms whose medians differ by less, and neither of which is proven slower, are as fast as each other."""
 
 RatioOf: TypeAlias = Callable[[str, str], Ratio]
 """`ratio_of(candidate, baseline)`: time of the one over that of the other."""
@@ -58,6 +62,7 @@ def choose(
     forms: Sequence[Form],
     ratio_of: RatioOf,
     smaller: Collection[str] = frozenset(),
+    parameters: Mapping[str, int] | None = None,
 ) -> Choice:
     """Choose among the original, the plain form and forms that add structure.
 
@@ -66,6 +71,7 @@ def choose(
         forms: the others that were measured.
         ratio_of: measured ratios between any two of them, and `ORIGINAL`.
         smaller: names of the forms that have fewer parameters than the original.
+        parameters: how many each form has; None: that decides nothing.
     """
     against_original = ratio_of(plain.name, ORIGINAL)
     if stands(against_original):
@@ -96,7 +102,7 @@ def choose(
     for level in _levels(forms):
         worth = [form for form in level if adds_enough(ratio_of(form.name, current.name))]
         if worth:
-            best = min(worth, key=lambda form: ratio_of(form.name, ORIGINAL).median)
+            best = _best(worth, ratio_of, parameters or {})
             ratio = ratio_of(best.name, current.name)
             current = Choice(
                 best.name, f"'{best.name}' takes {_said(ratio)} of the time of '{current.name}'"
@@ -132,6 +138,27 @@ def shortlist(
     rest = [form for form in hopeful if form not in leaders]
     kept: Collection[Form] = (leaders + rest)[: max(most, len(leaders))]
     return [form for form in forms if form in kept]
+
+
+def _best(forms: Sequence[Form], ratio_of: RatioOf, parameters: Mapping[str, int]) -> Form:
+    """The fastest form, or the smallest of those that are as fast."""
+    fastest = min(forms, key=lambda form: ratio_of(form.name, ORIGINAL).median)
+    equal = [
+        form
+        for form in forms
+        if form is fastest
+        or (
+            stands(ratio_of(form.name, fastest.name))
+            and ratio_of(form.name, fastest.name).median <= ALIKE
+        )
+    ]
+    return min(
+        equal,
+        key=lambda form: (
+            parameters.get(form.name, 0),
+            ratio_of(form.name, ORIGINAL).median,
+        ),
+    )
 
 
 def _levels(forms: Sequence[Form]) -> list[list[Form]]:

@@ -694,6 +694,8 @@ def _choose(
         if saved.size.parameters < job.start.size.parameters
     }
 
+    parameters = {saved.form.name: saved.size.parameters for saved in job.forms}
+
     def run(those: Sequence[Form], settings: Settings, stage: str) -> Measurement:
         job.progress(stage, 0.0)
         measured.append(
@@ -719,7 +721,7 @@ def _choose(
             job.request.settings,
             f"measuring {len(rivals) + 1} against the original",
         )
-        choice = choose(plain, rivals, final.ratio, smaller)
+        choice = choose(plain, rivals, final.ratio, smaller, parameters)
         if choice.name == ORIGINAL:
             return choice, tuple(measured)
         if choice.name not in validations:

@@ -73,6 +73,21 @@ def test_the_fastest_of_equals_in_structure_wins():
     )
 
 
+@pytest.mark.parametrize(
+    ("wider", "spread", "expected"),
+    [
+        (0.597, 0.005, "padded"),  # nobody can tell them apart, and this one is smaller
+        (0.58, 0.005, "wider"),  # proven faster
+        (0.58, 0.1, "wider"),  # not proven, but too much to give away
+    ],
+)
+def test_of_forms_that_are_as_fast_the_smallest_is_taken(wider, spread, expected):
+    ratio_of = ratios({"as is": 0.9, "padded": 0.6, "wider": wider}, spread)
+    parameters = {"as is": 80, "padded": 100, "wider": 130}
+    forms = [PADDED, WIDER]
+    assert choose(PLAIN, forms, ratio_of, (), parameters).name == expected
+
+
 @pytest.mark.parametrize(("both", "expected"), [(0.595, "padded"), (0.5, BOTH.name)])
 def test_two_additions_must_beat_one(both, expected):
     times = {"as is": 0.8, "padded": 0.6, "mapped": 0.7, BOTH.name: both}
