@@ -32,7 +32,7 @@ def block_layers(report: Report) -> str:
         if len(drawn) < len(rows)
         else "Rows"
     )
-    key = f"{first} are output channels, columns input channels; the darker, the larger the weights of a kernel."
+    key = f"{first} are output channels, columns input channels; the stronger the colour, the larger the weights of a kernel."
     pictures = "".join(_figures(row) for row in drawn)
     return (
         f'<h2>Blocks</h2><p>{text}</p><p class="soft">{key}</p><div class="masks">{pictures}</div>'
