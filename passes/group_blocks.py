@@ -131,7 +131,8 @@ class GroupBlocks(Pass):
                     layer.name,
                     f"weights, as {chosen.name} ({blocks}): {chosen.reason}",
                     layer.array.size,
-                    sum(part.area for part in blocks.parts) * math.prod(layer.kernel),
+                    sum(part.area for part in blocks.parts)
+                    * math.prod(stop - first for first, stop in layer.window),
                 )
             )
             forms[layer.name] = chosen.name

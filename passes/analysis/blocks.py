@@ -15,7 +15,7 @@ import numpy as np
 
 from passes.analysis.compact import Array
 
-__all__ = ["Blocks", "Part", "arrange", "find_blocks", "fit_blocks"]
+__all__ = ["Blocks", "Part", "find_blocks", "fit_blocks", "whole_block"]
 
 MOST_PARTS: Final = 32
 """Blocks in a layer; more make so many small operations that nothing is won."""
@@ -97,9 +97,11 @@ def find_blocks(support: Array) -> Blocks | str:
     if support.all():
         return "it has no zeros that whole input channels share"
     packed = np.packbits(support, axis=1)
-    unique, member = np.unique(packed, axis=0, return_inverse=True)
-    member = member.reshape(-1)
-    supports = np.unpackbits(unique, axis=1, count=columns).astype(bool)
+    # Equal rows are found as bytes: `np.unique` along an axis takes ten times as long.
+    keys = [row.tobytes() for row in packed]
+    places = {key: at for at, key in enumerate(sorted(set(keys)))}
+    member = np.asarray([places[key] for key in keys])
+    supports = support[np.unique(member, return_index=True)[1]]
     is_empty = ~supports.any(axis=1)
     if is_empty.all():
         return "all of it is zero"
@@ -205,20 +207,6 @@ def _checked(
     return blocks
 
 
-def arrange(blocks: Blocks, rows: Array, columns: Array) -> Blocks:
-    """The blocks of a matrix whose rows and columns were put in another order.
-
-    Args:
-        blocks: of the matrix before.
-        rows: the old position of each new row.
-        columns: the old position of each new column.
-    """
-    row_at, column_at = np.argsort(rows), np.argsort(columns)
-    parts = sorted(
-        (
-            Part(np.sort(row_at[part.rows]), np.sort(column_at[part.columns]))
-            for part in blocks.parts
-        ),
-        key=lambda part: int(part.rows[0]),
-    )
-    return Blocks(tuple(parts), blocks.shape)
+def whole_block(rows: int, columns: int) -> Blocks:
+    """All of a matrix as one block."""
+    return Blocks((Part(np.arange(rows), np.arange(columns)),), (rows, columns))

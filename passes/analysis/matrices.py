@@ -11,7 +11,7 @@ import numpy as np
 
 from passes import weights
 from passes.analysis.axis_rules.convolution import is_depthwise
-from passes.analysis.axis_rules.row import attribute_int
+from passes.analysis.axis_rules.row import attribute_int, attribute_ints
 from passes.analysis.compact import Array
 from passes.analysis.walk import label
 
@@ -71,6 +71,47 @@ class Layer:
     def kernel(self) -> tuple[int, ...]:
         """Of a convolution; empty for a product."""
         return tuple(int(size) for size in self.array.shape[2:])
+
+    @functools.cached_property
+    def window(self) -> tuple[tuple[int, int], ...]:
+        """The part of the kernel that is not zero in all filters, as (first, stop) for each axis of space.
+
+        All of it where the padding is not said in numbers, or where there would be none left to take it from.
+        """
+        whole = tuple((0, size) for size in self.kernel)
+        if not whole or not self.says_pads:
+            return whole
+        held = self.array != 0
+        found = []
+        for axis, size in enumerate(self.kernel):
+            others = tuple(other for other in range(held.ndim) if other != axis + 2)
+            used = np.flatnonzero(held.any(axis=others))
+            first, stop = (int(used[0]), int(used[-1]) + 1) if used.size else (0, size)
+            dilation, before, after = self.spacing(axis)
+            if before < first * dilation:
+                first = 0
+            if after < (size - stop) * dilation:
+                stop = size
+            found.append((first, stop))
+        return tuple(found)
+
+    @property
+    def is_cropped(self) -> bool:
+        """Whether the window is less than the kernel."""
+        return self.window != tuple((0, size) for size in self.kernel)
+
+    @property
+    def says_pads(self) -> bool:
+        """Whether the padding of a convolution is said in numbers."""
+        auto = self.node.attributes.get("auto_pad")
+        return auto is None or auto.as_string() == "NOTSET"
+
+    def spacing(self, axis: int) -> tuple[int, int, int]:
+        """Dilation, and padding before and after, along an axis of space."""
+        rank = len(self.kernel)
+        pads = attribute_ints(self.node, "pads") or (0,) * (2 * rank)
+        dilations = attribute_ints(self.node, "dilations") or (1,) * rank
+        return dilations[axis], pads[axis], pads[rank + axis]
 
     @functools.cached_property
     def support(self) -> Array:

@@ -269,6 +269,31 @@ class Replay:
         )
         self.require(node, same[real].all(), one, "its operands would no longer match")
 
+    def meet(
+        self, node: ir.Node, before: tuple[Array, Array], after: tuple[Array, Array]
+    ) -> None:
+        """Check that what meets in a node is what met there before the plan.
+
+        Channels that are tied one to one agree already. A channel that stands for several (of a gate with one element a head)
+        could meet those of another one if either were put in another order.
+
+        Args:
+            node: the node.
+            before: two broadcastable arrays of tags before the plan.
+            after: the same after it.
+        """
+        pairs = []
+        for one, other in (np.broadcast_arrays(*pair) for pair in (before, after)):
+            # By tag, not by class: channels of one class are in order among themselves, too.
+            met = (one > 0) & (other > 0)
+            pairs.append(np.unique(one[met] * self.roots.size + other[met]))
+        self.require(
+            node,
+            np.isin(pairs[1], pairs[0]).all(),
+            after[0],
+            "channels would meet that did not before",
+        )
+
     def resize_input(self, node: ir.Node, index: int, sizes: Mapping[int, int]) -> None:
         """Let a 1-D size input hold new numbers at some positions."""
         value = node.inputs[index]

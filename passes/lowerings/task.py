@@ -12,7 +12,6 @@ import numpy as np
 import onnx_ir as ir
 
 from passes import weights
-from passes.analysis.axis_rules.row import attribute_ints
 
 if TYPE_CHECKING:
     from passes.analysis.blocks import Blocks, Part
@@ -98,46 +97,10 @@ class BlockedLayer:
         found: Array = np.where(rows >= 0, self.bias[rows], np.zeros((), dtype=self.bias.dtype))
         return found
 
-    @functools.cached_property
+    @property
     def window(self) -> tuple[tuple[int, int], ...]:
-        """The part of the kernel that is not zero in all filters, as (first, stop) for each axis of space.
-
-        All of it where the padding is not said in numbers, or where there would be none left to take it from.
-        """
-        whole = tuple((0, size) for size in self.layer.kernel)
-        if not whole or not self._says_pads:
-            return whole
-        held = self.layer.array != 0
-        found = []
-        for axis, size in enumerate(self.layer.kernel):
-            others = tuple(other for other in range(held.ndim) if other != axis + 2)
-            used = np.flatnonzero(held.any(axis=others))
-            first, stop = (int(used[0]), int(used[-1]) + 1) if used.size else (0, size)
-            dilation, before, after = self._spacing(axis)
-            if before < first * dilation:
-                first = 0
-            if after < (size - stop) * dilation:
-                stop = size
-            found.append((first, stop))
-        return tuple(found)
-
-    @property
-    def _says_pads(self) -> bool:
-        """Whether the padding is said in numbers."""
-        auto = self.layer.node.attributes.get("auto_pad")
-        return auto is None or auto.as_string() == "NOTSET"
-
-    def _spacing(self, axis: int) -> tuple[int, int, int]:
-        """Dilation, and padding before and after, along an axis of space."""
-        node, rank = self.layer.node, len(self.layer.kernel)
-        pads = attribute_ints(node, "pads") or (0,) * (2 * rank)
-        dilations = attribute_ints(node, "dilations") or (1,) * rank
-        return dilations[axis], pads[axis], pads[rank + axis]
-
-    @property
-    def is_cropped(self) -> bool:
-        """Whether a part of the kernel is zero in all filters."""
-        return self.window != tuple((0, size) for size in self.layer.kernel)
+        """The part of the kernel that is computed; see `Layer.window`."""
+        return self.layer.window
 
     def convolution(self, groups: int) -> list[ir.Attr]:
         """The attributes of a Conv in the place of the layer's."""
@@ -151,10 +114,10 @@ class BlockedLayer:
             ir.AttrInt64("group", groups),
             ir.AttrInt64s("kernel_shape", [stop - first for first, stop in self.window]),
         ]
-        if self._says_pads:
+        if self.layer.says_pads:
             before, after = [], []
             for axis, (first, stop) in enumerate(self.window):
-                dilation, start, end = self._spacing(axis)
+                dilation, start, end = self.layer.spacing(axis)
                 before.append(start - first * dilation)
                 after.append(end - (self.layer.kernel[axis] - stop) * dilation)
             made.append(ir.AttrInt64s("pads", before + after))

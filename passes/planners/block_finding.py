@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
-from passes.analysis.blocks import Blocks, find_blocks, fit_blocks
+from passes.analysis.blocks import Blocks, find_blocks, fit_blocks, whole_block
 from passes.analysis.matrices import Layer, read_layers
 from passes.base import Skip
 
@@ -88,8 +88,11 @@ def find_all_blocks(
         if isinstance(blocks, Blocks) and layer.groups > 1:
             # What is zero because of the groups saves nothing more.
             blocks = _within_groups(layer, blocks)
+        if not isinstance(blocks, Blocks) and layer.groups == 1 and layer.is_cropped:
+            # All filters have the same shape, which is smaller than the kernel.
+            blocks = whole_block(layer.rows, layer.columns)
         if isinstance(blocks, Blocks):
-            if len(blocks.parts) > 1 or blocks.area < 1.0:
+            if len(blocks.parts) > 1 or blocks.area < 1.0 or layer.is_cropped:
                 found.append((layer, blocks))
         else:
             skips.append(

@@ -63,6 +63,15 @@ class _Line:
     makers: list[ir.Node]
     wishes: list[_Wish] = dataclasses.field(default_factory=list)
 
+    def urgency(self, labels: Mapping[ir.Node, Array]) -> tuple[int, int]:
+        """What wishes are worth that continue those of other lines, and what all are worth.
+
+        Args:
+            labels: as of `_settle`.
+        """
+        going_on = sum(wish.worth for wish in self.wishes if wish.layer.node in labels)
+        return going_on, sum(wish.worth for wish in self.wishes)
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class _Wish:
@@ -101,11 +110,12 @@ def plan_block_order(channels: ChannelMap, found: Sequence[tuple[Layer, Blocks]]
         _add_wishes(channels, by_class, layer, blocks)
     labels: dict[ir.Node, Array] = {}
     orders: dict[int, Array] = {}
-    for index, line in sorted(
-        enumerate(lines),
-        key=lambda pair: -max((wish.worth for wish in pair[1].wishes), default=0),
-    ):
-        order = _settle(line, labels)
+    waiting = {index: line for index, line in enumerate(lines) if line.wishes}
+    while waiting:
+        # Next to a line that is settled: the order of blocks goes on from there. Two lines that were settled far from one
+        # another would each have an order of its own, and what lies between them could follow one only.
+        index = max(waiting, key=lambda at: waiting[at].urgency(labels))
+        order = _settle(waiting.pop(index), labels)
         if (order != np.arange(order.size)).any():
             orders[index] = order
     asked = {index: line for index, line in enumerate(lines) if index in orders}
@@ -157,6 +167,9 @@ def carry_out_orders(channels: ChannelMap, plan: PermutePlan) -> Replay:
             msg = f"the channels of '{name}' cannot change their order: {channels.pinned[stuck].reason}. Delete the entry."
             raise PlanMismatch(msg)
         new = {int(root): at for at, root in enumerate(classes[list(order)])}
+        if len(new) < classes.size:
+            msg = f"the channels of '{name}' cannot change their order: several of them are tied to one another. Delete the entry."
+            raise PlanMismatch(msg)
         if any(ranks.get(root, at) != at for root, at in new.items()):
             msg = f"the plan orders the channels of '{name}' in two ways: they are tied to those of another entry. Delete one."
             raise PlanMismatch(msg)
@@ -292,7 +305,10 @@ def _settle(line: _Line, labels: dict[ir.Node, Array]) -> Array:
     size = line.classes.size
     order = np.arange(size)
     met: list[tuple[_Wish, Array]] = []
-    for wish in sorted(line.wishes, key=lambda wish: -wish.worth):
+    # Those whose order is given go first, so that the others take it over.
+    for wish in sorted(
+        line.wishes, key=lambda wish: (wish.layer.node not in labels, -wish.worth)
+    ):
         coded = wish.labels
         if not wish.is_ordered:
             coded = _coded(wish, labels.get(wish.layer.node), order)
@@ -303,9 +319,11 @@ def _settle(line: _Line, labels: dict[ir.Node, Array]) -> Array:
             found = np.lexsort((np.arange(size), *keys))
             if all(each.is_met(found) for each, _ in trial):
                 met, order = trial, found
-                if not wish.is_ordered:
-                    labels.setdefault(wish.layer.node, _sequence(wish.labels[order]))
                 break
+    # Not before all are met: one that counts more may still turn around what others left open.
+    for wish, _ in met:
+        if not wish.is_ordered:
+            labels.setdefault(wish.layer.node, _sequence(wish.labels[order]))
     return order
 
 

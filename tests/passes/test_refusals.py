@@ -1090,6 +1090,7 @@ ELSEWHERE = {
     "the plan does not list them": "a wish, see test_saved_plans",
     "the plan does not list channel {} of '{}', which they go together with": "a wish, see test_saved_plans",
     "the plan puts nothing behind channel {} of '{}', which goes together with it": "said to padded channels",
+    "channels would meet that did not before": "said to channels in another order, see test_permute_channels",
     "its operands cover one another only in part": "no graph leads there: the result has the tags of one operand",
 }
 """Reasons that no dead channel of a valid model gets, with where they belong."""

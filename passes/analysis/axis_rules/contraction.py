@@ -414,10 +414,14 @@ def coarse_result(node: ir.Node, t: Trace, names: Letters, wide: Array) -> Array
     target = names.batch + names.contracted
     if all(wide.shape[target.index(c)] == 1 for c in names.batch):
         return np.zeros((1,) * len(names.result), dtype=np.int64)
-    axes = tuple(target.index(c) for c in names.contracted)
-    return place(
-        t.tags.coarsen((node, "product"), wide, axes, label(node)), target, names.result
-    )
+    return place(coarse(node, t, names, wide), target, names.result)
+
+
+def coarse(node: ir.Node, t: Trace, names: Letters, wide: Array) -> Array:
+    """One coarse channel a batch index, given tags over batch and contracted letters, over the same letters."""
+    count = len(names.batch)
+    axes = tuple(range(count, count + len(names.contracted)))
+    return t.tags.coarsen((node, "product"), wide, axes, label(node))
 
 
 def replay_product(node: ir.Node, r: Replay, noted: Product) -> None:
@@ -451,13 +455,22 @@ def replay_product(node: ir.Node, r: Replay, noted: Product) -> None:
             )
         )[0]
         if any(old.shape[target.index(c)] > 1 for c in names.batch):
-            r.set(node, out, coarse_result(node, r.trace, names, wide))
+            heads = [coarse(node, r.trace, names, tags) for tags in (old, wide)]
+            r.meet(node, (heads[0], old), (heads[1], wide))
+            r.set(node, out, place(heads[1], target, names.result))
         return
     old_out = r.old(out)
-    for value, axes, tags in zip(values, names.operands, sides, strict=True):
-        before = place(r.old(value), axes, names.result)
-        if before.shape == old_out.shape and (before == old_out).all():
-            r.set(node, out, place(tags, axes, names.result))
+    before, after = (
+        [
+            place(tags, axes, names.result)
+            for tags, axes in zip(both, names.operands, strict=True)
+        ]
+        for both in ([r.old(value) for value in values], sides)
+    )
+    r.meet(node, (before[0], before[1]), (after[0], after[1]))
+    for was, tags in zip(before, after, strict=True):
+        if was.shape == old_out.shape and (was == old_out).all():
+            r.set(node, out, tags)
             return
 
 

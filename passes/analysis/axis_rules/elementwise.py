@@ -88,6 +88,7 @@ class Elementwise:
                         mine,
                         "its operands would differ in length",
                     )
+                r.meet(node, (before, old), (mine, tags))
         for result in node.outputs:
             r.set(node, result, tags)
         for index in self.constants(node, r.trace):
@@ -147,6 +148,7 @@ def cut_operand(node: ir.Node, r: Replay, index: int, new: Array) -> None:
     old, real = r.old(node.outputs[0]), r.old_shape(data(node, index))
     before = operand_tags(node, r.trace, index, old)
     after = operand_tags(node, r.trace, index, new, old)
+    r.meet(node, (before, old), (after, new))
     # the operand may lack leading axes, on which its tags are uniform
     skip = old.ndim - len(real)
     r.select(

@@ -234,7 +234,9 @@ class Reduce:
         axes = reduced(node, r.trace, tags.ndim) or ()
         inside = r.trace.notes[node]
         if inside:
-            tags = summed(node, r.trace, tags, r.old(value), inside)
+            old, moved = r.old(value), tags
+            tags = summed(node, r.trace, moved, old, inside)
+            r.meet(node, (summed(node, r.trace, old, old, inside), old), (tags, moved))
         r.set(node, out, without(tags, axes, len(r.old_shape(out))))
 
 
