@@ -7,13 +7,14 @@ of the device: `choose` measures, and without it the rules of the target decide.
 
 from __future__ import annotations
 
+import collections
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, ClassVar
 
 import onnx_ir as ir
 
-from passes import shapes, targets
+from passes import shapes, targets, weights
 from passes.analysis.channels import check_names
 from passes.analysis.fixed_sizes import fixed_sizes
 from passes.base import Change, Option, Pass, PassReport, Skip
@@ -27,6 +28,7 @@ from passes.planners.block_finding import find_all_blocks
 from passes.plans import BlockPlan
 
 if TYPE_CHECKING:
+    from passes.analysis.matrices import Layer
     from passes.planners.block_finding import GivenBlocks
     from passes.targets import Target
 
@@ -93,7 +95,8 @@ class GroupBlocks(Pass):
             return PassReport(
                 self.name, self.exact, modified=False, skips=tuple(skips), plan=BlockPlan()
             )
-        self._check_plan({layer.name for layer, _ in layers.found})
+        names = _names_of([layer for layer, _ in layers.found])
+        self._check_plan({*names.values(), *(layer.name for layer, _ in layers.found)})
         sizes = shapes.measure(model)
         fixed = fixed_sizes(model, sizes, self.shapes or {})
         gathers: dict[tuple[ir.Value, int, bytes], ir.Value] = {}
@@ -115,7 +118,7 @@ class GroupBlocks(Pass):
                 cases.append(Case(task, tuple(size), target))
         forms: dict[str, str] = {}
         reasons: dict[str, str] = {}
-        for case, chosen in zip(cases, self._choose_all(cases), strict=True):
+        for case, chosen in zip(cases, self._choose_all(cases, names), strict=True):
             layer, blocks = case.task.layer, case.task.blocks
             if chosen.name == DENSE:
                 skips.append(
@@ -135,8 +138,8 @@ class GroupBlocks(Pass):
                     * math.prod(stop - first for first, stop in layer.window),
                 )
             )
-            forms[layer.name] = chosen.name
-            reasons[layer.name] = f"{blocks}: {chosen.reason}"
+            forms[names[layer.node]] = chosen.name
+            reasons[names[layer.node]] = f"{blocks}: {chosen.reason}"
             carry_out(case, chosen.name, gathers)
         return PassReport(
             self.name,
@@ -147,9 +150,14 @@ class GroupBlocks(Pass):
             plan=BlockPlan(forms, reasons),
         )
 
-    def _choose_all(self, cases: Sequence[Case]) -> list[Chosen]:
-        """The form of each layer."""
-        settled = [self._settle(case) for case in cases]
+    def _choose_all(self, cases: Sequence[Case], names: Mapping[ir.Node, str]) -> list[Chosen]:
+        """The form of each layer.
+
+        Args:
+            cases: the layers.
+            names: how plans call them.
+        """
+        settled = [self._settle(case, names[case.task.layer.node]) for case in cases]
         open_cases = [
             case for case, chosen in zip(cases, settled, strict=True) if chosen is None
         ]
@@ -160,8 +168,12 @@ class GroupBlocks(Pass):
         rest = iter(found)
         return [next(rest) if chosen is None else chosen for chosen in settled]
 
-    def _settle(self, case: Case) -> Chosen | None:
+    def _settle(self, case: Case, name: str) -> Chosen | None:
         """The form of a layer that needs no choice; None where there is one.
+
+        Args:
+            case: the layer.
+            name: how plans call it.
 
         Raises:
             PlanMismatch: the plan wants a form that does not fit.
@@ -169,10 +181,11 @@ class GroupBlocks(Pass):
         names = case.names[1:]
         refusals = {each.name: each.refuse(case.task) for each in LOWERINGS}
         if self.plan is not None:
-            wanted = self.plan.lowerings.get(case.task.layer.name, DENSE)
+            weight = case.task.layer.name
+            wanted = self.plan.lowerings.get(name, self.plan.lowerings.get(weight, DENSE))
             if wanted not in case.names:
                 msg = (
-                    f"the plan computes '{case.task.layer.name}' as '{wanted}', which does not fit: "
+                    f"the plan computes '{name}' as '{wanted}', which does not fit: "
                     f"{refusals.get(wanted, 'there is no such form')}. There are: {', '.join(case.names)}."
                 )
                 raise PlanMismatch(msg)
@@ -197,6 +210,17 @@ class GroupBlocks(Pass):
         return ({"lowering": "best"},)
 
 
+def _names_of(layers: Sequence[Layer]) -> dict[ir.Node, str]:
+    """How plans call layers: as their weight, or, if several share it, as what they compute."""
+    counts = collections.Counter(layer.name for layer in layers)
+    return {
+        layer.node: layer.name
+        if counts[layer.name] == 1
+        else layer.node.outputs[0].name or layer.name
+        for layer in layers
+    }
+
+
 def carry_out(
     case: Case, name: str, gathers: dict[tuple[ir.Value, int, bytes], ir.Value]
 ) -> None:
@@ -212,7 +236,7 @@ def carry_out(
     label = layer.node.name or layer.name
     # What does its work takes its name: those who time or name layers find it again.
     layer.node.name = None
-    tape = Tape(graph, label, layer.node, gathers)
+    tape = Tape(graph, label, layer.dtype, layer.node, gathers)
     replace(graph, layer.node, emit(case.task, tape, data))
     drop_unread(graph, constants)
 
@@ -233,12 +257,12 @@ def replace(graph: ir.Graph, node: ir.Node, made: ir.Value) -> None:
 
 
 def drop_unread(graph: ir.Graph, values: list[ir.Value]) -> None:
-    """Remove initializers that nobody reads any more."""
+    """Remove constants that nobody reads any more."""
     for value in values:
-        name = value.name or ""
-        if (
-            not value.uses()
-            and not value.is_graph_output()
-            and graph.initializers.get(name) is value
-        ):
+        name, maker = value.name or "", value.producer()
+        if value.uses() or value.is_graph_output():
+            continue
+        if graph.initializers.get(name) is value:
             del graph.initializers[name]
+        elif maker is not None and weights.is_constant(value):
+            graph.remove(maker, safe=True)

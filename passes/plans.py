@@ -101,8 +101,9 @@ class BlockPlan:
     """How layers with dense blocks are computed.
 
     Attributes:
-        lowerings: weight name -> name of the lowering (see `passes.lowerings`); layers that are missing stay as they are.
-        reasons: weight name -> its blocks and why this form, in words.
+        lowerings: weight name -> name of the lowering (see `passes.lowerings`); layers that are missing stay as they are. Where
+            several layers share a weight, the name of what one of them computes tells it apart.
+        reasons: names, likewise -> its blocks and why this form, in words.
     """
 
     lowerings: Mapping[str, str] = dataclasses.field(default_factory=dict)

@@ -16,12 +16,12 @@ import onnx
 from hypothesis import strategies as st
 from onnx import helper
 
-from tests.graphs import Graph
+from tests.graphs import Graph, Layer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-Zeros: TypeAlias = Literal["rows", "scales", "coupled", "columns", "heads", "mixed"]
+Zeros: TypeAlias = Literal["rows", "scales", "coupled", "columns", "heads", "mixed", "blocks"]
 ZEROS: tuple[Zeros, ...] = ("coupled", "rows", "scales", "columns", "heads", "mixed")
 WIDTHS = (4, 2, 8, 6, 3, 5, 12, 16)
 SMOOTH = (
@@ -818,10 +818,14 @@ ROWS = (
 def zero(g: Graph, kind: Zeros, fraction: float) -> None:
     """Zero about `fraction` of the channels of each layer.
 
-    Layers of one width lose the same channels where the kind is "coupled": then residual sums stay dead as well.
+    Layers of one width lose the same channels where the kind is "coupled": then residual sums stay dead as well. Where it is
+    "blocks", no channel is lost; a layer's outputs fall into two to four groups, each of which reads a `fraction` less.
     """
     shared: dict[int, np.ndarray] = {}
     for layer in g.layers:
+        if kind == "blocks":
+            block(g, layer, fraction)
+            continue
         mine = kind if kind != "mixed" else str(g.rng.choice(ZEROS[:-1]))
         dead = g.rng.random(layer.rows) < fraction
         if mine == "heads" and layer.heads > 1:
@@ -840,6 +844,22 @@ def zero(g: Graph, kind: Zeros, fraction: float) -> None:
                     g.zero_columns(layer, np.flatnonzero(unread).tolist())
         else:
             g.zero_rows(layer, dropped, clean=mine == "coupled", scales=mine == "scales")
+
+
+def block(g: Graph, layer: Layer, fraction: float) -> None:
+    """Let groups of a layer's outputs read different inputs."""
+    if layer.in_axis is None or layer.out_axis < 0:
+        return
+    array = g.constants[layer.weight]
+    width = array.shape[layer.in_axis]
+    group = g.rng.permutation(np.arange(layer.rows) * int(g.rng.integers(2, 5)) // layer.rows)
+    read = g.rng.random((int(group.max()) + 1, width)) > fraction
+    read[np.arange(len(read)), g.rng.integers(0, width, len(read))] = True
+    mask = np.moveaxis(np.ones_like(array), (layer.out_axis, layer.in_axis), (0, 1))
+    mask[~read[group]] = 0
+    g.constants[layer.weight] = array * np.moveaxis(
+        mask, (0, 1), (layer.out_axis, layer.in_axis)
+    )
 
 
 def store(d: Draft) -> None:

@@ -5,18 +5,16 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from typing import Literal, TypeAlias
 
 import numpy as np
+import onnx_ir as ir
 
 from passes import weights
 from passes.analysis.axis_rules.convolution import is_depthwise
 from passes.analysis.axis_rules.row import attribute_int, attribute_ints
 from passes.analysis.compact import Array
 from passes.analysis.walk import label
-
-if TYPE_CHECKING:
-    import onnx_ir as ir
 
 __all__ = ["Kind", "Layer", "read_layers"]
 
@@ -61,6 +59,11 @@ class Layer:
         ):
             return held
         return held.T
+
+    @property
+    def dtype(self) -> ir.DataType:
+        """Type of the weight's elements, and of what the layer computes."""
+        return ir.DataType.from_numpy(self.array.dtype)
 
     @property
     def rows(self) -> int:

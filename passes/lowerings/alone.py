@@ -82,13 +82,13 @@ class Case:
         layer = task.layer
         source = ir.Value(
             name=INPUT,
-            type=ir.TensorType(ir.DataType(ir.DataType.from_numpy(layer.array.dtype))),
+            type=ir.TensorType(layer.dtype),
             shape=ir.Shape(self.shape),
         )
         graph = ir.Graph(
             [source], [], nodes=[], opset_imports={"": OPSET}, name=f"{name}_alone"
         )
-        tape = Tape(graph, "layer")
+        tape = Tape(graph, "layer", layer.dtype)
         is_conv = layer.kind == "conv"
         data = _still(tape, source, len(layer.kernel), "before") if is_conv else source
         if name == DENSE:
@@ -110,7 +110,7 @@ class Case:
             made = emit(task, tape, data)
         if is_conv:
             made = _still(tape, made, len(layer.kernel), "after")
-        made.shape = None
+        made.shape = ir.Shape([None] * task.rank)
         made.name = OUTPUT
         graph.outputs.append(made)
         return ir.Model(graph, ir_version=8)

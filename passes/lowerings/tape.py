@@ -24,6 +24,7 @@ class Tape:
     Args:
         graph: the graph.
         label: what names begin with.
+        kind: type of the elements of all that is written.
         before: the node that what is written comes in front of; None: at the end.
         gathers: gathers that are there already, by what they take: one serves all who need it.
     """
@@ -32,11 +33,13 @@ class Tape:
         self,
         graph: ir.Graph,
         label: str,
+        kind: ir.DataType,
         before: ir.Node | None = None,
         gathers: dict[tuple[ir.Value, int, bytes], ir.Value] | None = None,
     ) -> None:
         self.graph = graph
         self.label = label
+        self.kind = kind
         self._before = before
         self._gathers = {} if gathers is None else gathers
         self._values = weights.value_names(graph)
@@ -68,7 +71,7 @@ class Tape:
             inputs: what it reads.
             hint: what it is called. Nothing: it does what the layer did, and has its name.
             attributes: of the node.
-            like: a value whose type its outputs have, and whose sizes but for `sizes`.
+            like: a value whose sizes its outputs have, but for `sizes`.
             sizes: sizes of its outputs, by axis.
             outputs: how many it has.
         """
@@ -78,7 +81,7 @@ class Tape:
             for index in range(outputs)
         ]
         for value in made:
-            value.type = like.type
+            value.type = ir.TensorType(self.kind)
             if like.shape is not None:
                 value.shape = ir.Shape(
                     [(sizes or {}).get(axis, size) for axis, size in enumerate(like.shape)]
