@@ -170,6 +170,9 @@ def _described(
     is_drawn: bool = False,
 ) -> BlockLayer:
     form, reason = outcome or ("", "")
+    text, used = str(blocks), [stop - first for first, stop in matrix.window]
+    if matrix.is_cropped:
+        text += f", {_sizes(used)} of the {_sizes(matrix.kernel)} kernel"
     layer = BlockLayer(
         weight=matrix.name,
         node=matrix.node.name or "",
@@ -178,8 +181,8 @@ def _described(
         inputs=matrix.columns,
         kernel=matrix.kernel,
         blocks=tuple((part.rows.size, part.columns.size) for part in blocks.parts),
-        share=blocks.area,
-        text=str(blocks),
+        share=blocks.area * math.prod(used) / math.prod(matrix.kernel),
+        text=text,
         form=form,
         # Blocks and share are told beside it.
         reason=reason.replace(f", with blocks of {blocks} ({blocks.area:.0%} of it)", ""),
@@ -194,6 +197,10 @@ def _described(
         picture_ordered=draw(darkness[np.ix_(blocks.order, columns)], ROWS, COLUMNS),
         outlines=tuple(_outlines(blocks, columns)),
     )
+
+
+def _sizes(kernel: Sequence[int]) -> str:
+    return "x".join(map(str, kernel))
 
 
 def _darkness(matrix: Matrix) -> Array:

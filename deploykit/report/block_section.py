@@ -23,8 +23,8 @@ def block_layers(report: Report) -> str:
     lowered = sum(row.form not in {"", "dense"} for row in rows)
     several = f"{len(rows)} layers are" if len(rows) > 1 else "one layer is"
     text = (
-        f"The weights of {several} dense blocks with zeros around them: each block of output channels reads some of the input "
-        f"channels. {_counted(lowered, len(rows))}"
+        f"The weights of {several} dense blocks with zeros around them: the output channels of a block read the same input "
+        f"channels, and no others. {_counted(lowered, len(rows))}"
     )
     drawn = [row for row in rows if row.picture is not None]
     first = (

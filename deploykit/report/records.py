@@ -413,7 +413,7 @@ class BlockLayer:
         inputs: columns of the matrix.
         kernel: sizes of the kernel of a convolution; empty for a product.
         blocks: rows and columns of each block, in the order of their first rows.
-        share: share of the matrix that lies in blocks, 0 to 1.
+        share: share of the matrix that lies in blocks, 0 to 1; of kernels the part that some of them use counts.
         text: the blocks in words.
         form: the form in which it is computed; "dense" if it stayed as it is, empty if that was not decided.
         reason: why, in words.

@@ -123,6 +123,19 @@ def test_layers_without_zeros_are_not_read():
     assert [skip.subject for skip in skips] == ["scattered"]
 
 
+def test_kernels_that_are_smaller_in_all_filters_are_told_with_the_blocks():
+    model, _ = make_network()
+    for index, value in enumerate(model.graph.initializer):
+        if value.name == "blocked":
+            weight = numpy_helper.to_array(value).copy()
+            weight[..., 0] = 0
+            model.graph.initializer[index].CopyFrom(numpy_helper.from_array(weight, "blocked"))
+    model = ir.from_proto(model)
+    (row,), _ = inspect_blocks(model, (), layers.compare(model, model), (), result=model)
+    assert row.text == "4 of 8x8 in 32x32, 3x2 of the 3x3 kernel"
+    assert row.share == pytest.approx(np.count_nonzero(weight) / weight.size)
+
+
 def cells(picture):
     found = np.frombuffer(base64.b64decode(picture["cells"]), np.uint8)
     return found.reshape(picture["height"], picture["width"])
