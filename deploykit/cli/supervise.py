@@ -1,17 +1,19 @@
 """Runs the program in a child process, so that a crash of a library ends in a message and an exit code.
 
 ONNX Runtime and onnx are written in C++: a model that is broken in a way they did not think of ends the process there
-and then. The parent imports nothing and waits. Ctrl-C reaches both, and is the child's business; if the parent is
-killed, Linux kills the child with it.
+and then. The parent imports nothing, waits, and hands on what asks it to end: Ctrl-C reaches both, `kill` the parent alone.
+If the parent is killed, Linux kills the child with it.
 """
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
+import math
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable
 from types import FrameType
 
@@ -21,9 +23,20 @@ __all__ = ["supervise"]
 
 PR_SET_PDEATHSIG = 1
 
+ENDING = tuple(
+    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
+)
+"""What asks a program to end."""
+
+ECHO_S = 3.0
+"""Seconds in which a second request is taken for the first one again, which came here and was handed on as well."""
+
 
 def supervise(work: Callable[[], object]) -> None:
     """Run `work` in a child process and end as it ends.
+
+    Being asked to end (Ctrl-C, SIGTERM, SIGHUP) is a KeyboardInterrupt in `work`, once. What was ignored when the program
+    was started, as `nohup` and a shell's background jobs do, stays ignored.
 
     Args:
         work: ends by SystemExit, or returns.
@@ -34,15 +47,20 @@ def supervise(work: Callable[[], object]) -> None:
     if not hasattr(os, "fork"):
         work()
         return
-    at_interrupt = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    heeded = [number for number in ENDING if signal.getsignal(number) != signal.SIG_IGN]
     parent = os.getpid()
+    # A request between here and the handlers waits, and is not lost.
+    signal.pthread_sigmask(signal.SIG_BLOCK, heeded)
     child = os.fork()
     if child == 0:
-        signal.signal(signal.SIGINT, at_interrupt)
-        for number in (signal.SIGTERM, signal.SIGHUP):
-            signal.signal(number, _interrupt)
+        _handle(heeded, _interrupt_once())
         _die_with(parent)
-        work()
+        try:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, heeded)
+            work()
+        finally:
+            # It is ending: an exception in what Python still does would only be a traceback after the last line.
+            _handle(heeded, signal.SIG_IGN)
         return
 
     def forward(number: int, frame: FrameType | None) -> None:
@@ -50,9 +68,10 @@ def supervise(work: Callable[[], object]) -> None:
         with contextlib.suppress(ProcessLookupError):
             os.kill(child, number)
 
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, forward)
+    _handle(heeded, forward)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, heeded)
     _, status = os.waitpid(child, 0)
+    _handle(heeded, signal.SIG_IGN)
     code = os.waitstatus_to_exitcode(status)
     if code < 0:
         sys.stderr.write(f"Error: {_crash_text(-code)}\n")
@@ -60,10 +79,29 @@ def supervise(work: Callable[[], object]) -> None:
     raise SystemExit(code)
 
 
-def _interrupt(number: int, frame: FrameType | None) -> None:
-    """Being asked to end is told and cleaned up after like Ctrl-C."""
-    del number, frame
-    raise KeyboardInterrupt
+def _handle(
+    numbers: list[signal.Signals],
+    handler: Callable[[int, FrameType | None], None] | signal.Handlers,
+) -> None:
+    for number in numbers:
+        signal.signal(number, handler)
+
+
+def _interrupt_once() -> Callable[[int, FrameType | None], None]:
+    """A handler that tells a request to end as Ctrl-C is told, so that it is cleaned up after.
+
+    One that reaches a whole group of processes comes twice, the second time while that is being done.
+    """
+    told_s = -math.inf
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        del number, frame
+        nonlocal told_s
+        if time.monotonic() - told_s > ECHO_S:
+            told_s = time.monotonic()
+            raise KeyboardInterrupt
+
+    return interrupt
 
 
 def _die_with(parent: int) -> None:

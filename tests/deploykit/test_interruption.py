@@ -264,21 +264,81 @@ def wait_for(condition):
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_ctrl_c_ends_a_measurement_in_words(network, tmp_path, number):
+@pytest.mark.parametrize("send", [os.kill, os.killpg])
+def test_ctrl_c_ends_a_measurement_in_words(network, tmp_path, number, send):
     out = tmp_path / "out"
     program = start_program("optimize", network, "-o", out, "--duration", "600")
     wait_for((tmp_path / ".out.deploykit" / "work" / "form00" / "model.onnx").exists)
-    # Ctrl-C reaches a whole group of processes, a scheduler's request to end the parent alone.
-    if number == signal.SIGINT:
-        os.killpg(program.pid, number)
-    else:
-        program.send_signal(number)
+    # Ctrl-C reaches a whole group of processes, `kill` the parent alone.
+    send(program.pid, number)
     stdout, stderr = program.communicate(timeout=PATIENCE_S)
     assert program.returncode == 130, stderr
     assert stderr.splitlines()[-1] == "Error: interrupted; nothing half-written is left"
     assert "Traceback" not in stderr
     assert stdout == ""
     assert names(tmp_path) == ["source"]
+
+
+STUBBORN = """
+import atexit, os, signal, sys, time
+from deploykit.cli.supervise import supervise
+
+# whatever those who run the tests ignore
+for name in sys.argv[1:]:
+    signal.signal(getattr(signal, name), signal.SIG_DFL)
+
+def work():
+    atexit.register(slowly, "closing")
+    print("working", flush=True)
+    try:
+        time.sleep(60)
+    except KeyboardInterrupt:
+        slowly("ending")
+        sys.exit(130)
+
+def slowly(what):
+    print(what, flush=True)
+    for _ in range(10):
+        time.sleep(0.05)
+
+supervise(work)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_requests_that_are_repeated_are_one(number):
+    command = [sys.executable, "-c", STUBBORN, number.name]
+    told = []
+    with subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    ) as program:
+        for line in program.stdout:
+            told.append(line.strip())
+            # while it works, while it cleans up, and while Python ends
+            os.killpg(program.pid, number)
+        assert program.stderr.read() == ""
+    assert told == ["working", "ending", "closing"]
+    assert program.returncode == 130
+
+
+def test_what_was_ignored_at_the_start_stays_ignored():
+    code = STUBBORN.replace("time.sleep(60)", "time.sleep(1.0)")
+    program = subprocess.Popen(
+        ["nohup", sys.executable, "-c", code],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        start_new_session=True,
+    )
+    assert program.stdout.readline() == "working\n"
+    os.killpg(program.pid, signal.SIGHUP)
+    stdout, _ = program.communicate(timeout=PATIENCE_S)
+    assert program.returncode == 0
+    assert stdout == "closing\n"
 
 
 def test_a_run_dies_with_its_parent_and_leaves_the_lock(network, tmp_path):
