@@ -45,6 +45,7 @@ LOWERINGS: Final[tuple[Lowering, ...]] = (
     Lowering("grouped", convolution.refuse_grouped, convolution.emit_grouped),
     Lowering("gathered", convolution.refuse_gathered, convolution.emit_gathered),
     Lowering("products", linear.refuse_products, linear.emit_products),
+    Lowering("padded", convolution.refuse_padded, convolution.emit_padded),
     Lowering("split", convolution.refuse_split, convolution.emit_split),
     Lowering("products-of-rows", linear.refuse_product_of_rows, linear.emit_product_of_rows),
 )

@@ -15,10 +15,12 @@ if TYPE_CHECKING:
 __all__ = [
     "emit_gathered",
     "emit_grouped",
+    "emit_padded",
     "emit_smaller",
     "emit_split",
     "refuse_gathered",
     "refuse_grouped",
+    "refuse_padded",
     "refuse_smaller",
     "refuse_split",
 ]
@@ -89,6 +91,23 @@ def emit_gathered(task: BlockedLayer, tape: Tape, data: ir.Value) -> ir.Value:
     picked = tape.pick(data, 1, places, task.layer.columns)
     made = _convolve(task, tape, picked, task.even)
     return _restored(task, tape, made, [rows for rows, _ in task.even])
+
+
+def refuse_padded(task: BlockedLayer) -> str | None:
+    """Blocks of any size, with rows and columns of zeros put in until they are equal: a grouped Conv between two Gathers."""
+    reason = refuse_split(task)
+    if reason is None and task.padded is None:
+        return "its blocks need no padding, or too much"
+    return reason
+
+
+def emit_padded(task: BlockedLayer, tape: Tape, data: ir.Value) -> ir.Value:
+    """One Gather, a Conv with a group for each block, and a Gather of the rows that are real."""
+    assert task.padded is not None, "refused otherwise"  # noqa: S101
+    places = np.concatenate([task.real(columns) for _, columns in task.padded])
+    picked = tape.pick(data, 1, places, task.layer.columns)
+    made = _convolve(task, tape, picked, task.padded)
+    return _restored(task, tape, made, [rows for rows, _ in task.padded])
 
 
 def refuse_split(task: BlockedLayer) -> str | None:

@@ -22,6 +22,8 @@ __all__ = ["BlockedLayer"]
 
 MOST_GROUPS = 64
 """Groups that unequal blocks may be cut into to be equal."""
+MOST_PADDED = 2.0
+"""How many times the rows of a layer rows with padding may be."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -135,17 +137,39 @@ class BlockedLayer:
             piece % self.multiple or self.layer.rows // piece > MOST_GROUPS
         ):
             return None
+        return tuple(
+            (part.rows[at : at + piece], columns)
+            for part, columns in zip(self.parts, self._wide_columns(), strict=True)
+            for at in range(0, part.rows.size, piece)
+        )
+
+    @functools.cached_property
+    def padded(self) -> tuple[tuple[Array, Array], ...] | None:
+        """The same with rows of zeros put in up to a multiple; None if that is as they are, or would double the work."""
+        counts = [part.rows.size for part in self.parts]
+        height = -(-max(counts) // self.multiple) * self.multiple
+        if min(counts) == height or height * len(counts) > MOST_PADDED * self.layer.rows:
+            return None
+        made = []
+        for part, columns in zip(self.parts, self._wide_columns(), strict=True):
+            rows = np.full(height, -1, dtype=np.int64)
+            rows[: part.rows.size] = part.rows
+            made.append((rows, columns))
+        return tuple(made)
+
+    def _wide_columns(self) -> list[Array]:
+        """The columns of each block, with -1 up to what the widest has, in a multiple.
+
+        Groups that are a multiple run in the runtime's own layout, and zeros cost less than leaving it.
+        """
         width = max(part.columns.size for part in self.parts)
-        # Groups that are a multiple run in the runtime's own layout, and zeros cost less than leaving it.
         width = -(-width // self.multiple) * self.multiple
         made = []
         for part in self.parts:
             columns = np.full(width, -1, dtype=np.int64)
             columns[: part.columns.size] = part.columns
-            made += [
-                (part.rows[at : at + piece], columns) for at in range(0, part.rows.size, piece)
-            ]
-        return tuple(made)
+            made.append(columns)
+        return made
 
     @staticmethod
     def real(columns: Array) -> Array:

@@ -73,17 +73,17 @@ def _estimate_convolution(case: Case, name: str) -> float:
     if name == DENSE:
         return float(task.layer.array.size * outputs)
     kernel = math.prod(stop - first for first, stop in task.window)
-    even = task.even
-    if name in {"grouped", "gathered"} and even is not None:
+    even = task.padded if name == "padded" else task.even
+    if name in {"grouped", "gathered", "padded"} and even is not None:
         width = even[0][1].size
         macs = sum(rows.size for rows, _ in even) * width * kernel * outputs
-        read = len(even) * width if name == "gathered" else 0
-        written = 0
+        read = 0 if name == "grouped" else len(even) * width
+        written = task.layer.rows if name == "padded" else 0
     else:
         macs = sum(part.area for part in task.parts) * kernel * outputs
         read = sum(part.columns.size for part in task.parts)
         written = task.layer.rows if len(task.parts) > 1 else 0
-    if task.restore(part.rows for part in task.parts) is not None:
+    if name != "padded" and task.restore(part.rows for part in task.parts) is not None:
         written += task.layer.rows
     return float(macs + (read * places + written * outputs) * case.target.copy_macs)
 
