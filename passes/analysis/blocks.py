@@ -23,8 +23,9 @@ FEWEST_ROWS: Final = 4
 """Rows of a block; smaller ones go into others, if they are no block of the whole matrix."""
 MOST_SUPPORTS: Final = 512
 """Different supports up to which blocks are looked for; beyond, the zeros are scattered."""
-FREE: Final = 0.02
-"""Share of the matrix that merging may add without another reason: zeros that came by chance."""
+FREE: Final = 0.03
+"""Share of what is not zero that merging may add without another reason: zeros that came by chance. To join two of 32 blocks of
+one size that share half of their columns costs more."""
 WORTH: Final = 0.9
 """Blocks that cover more of the matrix than this are not told."""
 FILLED: Final = 0.5
@@ -108,7 +109,7 @@ def find_blocks(support: Array) -> Blocks | str:
     if len(supports) > MOST_SUPPORTS:
         return f"its zeros are scattered: {len(supports)} of {rows} rows read different inputs"
     groups = [np.flatnonzero(member == index) for index in np.flatnonzero(~is_empty)]
-    groups, held = _merge(groups, supports[~is_empty], support.size)
+    groups, held = _merge(groups, supports[~is_empty], int(support.sum()))
     empty = np.flatnonzero(np.isin(member, np.flatnonzero(is_empty)))
     filled = support.sum() / sum(
         group.size * int(read.sum()) for group, read in zip(groups, held, strict=True)
@@ -140,8 +141,16 @@ def fit_blocks(
     return find_blocks(covered)
 
 
-def _merge(groups: list[Array], supports: Array, size: int) -> tuple[list[Array], list[Array]]:
-    """Join groups of rows, the cheapest pair first, until there are few enough of enough rows."""
+def _merge(
+    groups: list[Array], supports: Array, filled: int
+) -> tuple[list[Array], list[Array]]:
+    """Join groups of rows, the cheapest pair first, until there are few enough of enough rows.
+
+    Args:
+        groups: rows that read the same columns.
+        supports: bool, shape `(groups, columns)`: which ones.
+        filled: how many elements of the matrix are not zero.
+    """
     groups = list(groups)
     held = supports.astype(np.float32)
     lengths = np.asarray([group.size for group in groups], dtype=np.float64)
@@ -152,7 +161,7 @@ def _merge(groups: list[Array], supports: Array, size: int) -> tuple[list[Array]
     added += added.T
     np.fill_diagonal(added, np.inf)
     left = np.ones(len(groups), dtype=bool)
-    budget = FREE * size
+    budget = FREE * filled
     least = min(FEWEST_ROWS, max(1, int(lengths.sum()) // 2))
     for count in range(len(groups), 1, -1):
         must = count > MOST_PARTS

@@ -204,6 +204,19 @@ def test_a_model_without_zeros_is_unchanged(run, tmp_path, built_in, measured):
     assert (tmp_path / "out" / "model.onnx").read_bytes() == path.read_bytes()
 
 
+@pytest.mark.parametrize("named", [(), ("--passes", "permute-channels,group-blocks")])
+def test_what_is_there_leaves_a_model_without_zeros_to_the_byte(run, tmp_path, measured, named):
+    path = tmp_path / "dense.onnx"
+    onnx.save(make_network(dead=0), path)
+    measured[0]["as is"] = 1.0
+    document = optimize(run, path, tmp_path / "out", *named)
+    assert document["verdict"] == "unchanged"
+    assert "permute-channels" in {each["name"] for each in document["passes"]}
+    # No form with blocks either: nothing but the original and what the passes make of it is measured.
+    assert set().union(*(names for names, _ in measured[1])) <= {ORIGINAL, "as is"}
+    assert (tmp_path / "out" / "model.onnx").read_bytes() == path.read_bytes()
+
+
 @pytest.mark.parametrize(
     ("one", "forty", "expected"),
     [(0.499, 0.6, "as is"), (0.45, 0.6, "repeat times=1"), (0.45, 0.3, "repeat times=40")],
