@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING
 from deploykit import model_io
 from deploykit.errors import UsageError
 from deploykit.report import records
-from deploykit.torch_source import Feeds, PlacedBlocks, TorchSource, is_reference
+from deploykit.torch_source import Feeds, PlacedBlocks, TorchSource, Written, is_reference
 
 if TYPE_CHECKING:
     from deploykit.recipe import Recipe
@@ -107,9 +108,7 @@ def open_model(
         str(given),
         is_exported=True,
         ticket=written.ticket,
-        ticket_record=None
-        if ticket is None
-        else records.TicketRecord(str(ticket), written.ticket_sha256),
+        ticket_record=None if ticket is None else _ticket_record(ticket, written),
         blocks=written.blocks,
         notes=written.notes,
         examples=tuple(
@@ -117,4 +116,20 @@ def open_model(
             for feeds in written.examples
             if all(feeds[name].shape == size for name, size in recipe.shape.items())
         ),
+    )
+
+
+def _ticket_record(path: Path, written: Written) -> records.TicketRecord:
+    """What the report says of a ticket file; its provenance may hold anything."""
+    provenance = {} if written.ticket is None else written.ticket.provenance
+
+    def metric(key: str) -> float | None:
+        found = provenance.get(key)
+        value = found.get("test") if isinstance(found, Mapping) else None
+        if not isinstance(value, int | float) or not math.isfinite(value):
+            return None
+        return float(value)
+
+    return records.TicketRecord(
+        str(path), written.ticket_sha256, metric("metrics"), metric("dense")
     )

@@ -338,7 +338,7 @@ def _planned(
     """What `plan` says of a model, for a request whose recipe is checked."""
     recipe, source = request.recipe, opened.source
     model = _masked(source, recipe)
-    shapes, notes = _assumed_shapes(source.path, model, recipe)
+    shapes, notes = _assumed_shapes(source.path, model, recipe, opened.examples)
     told = candidates.Told(shapes, opened.blocks)
     steps = candidates.plan_steps(recipe, target, plans, told)
     progress("planning")
@@ -490,24 +490,27 @@ def _start(asked: Path, recipe: Recipe, work: Path, progress: Progress) -> Start
         )
 
     shapes = {name: array.shape for name, array in feeds[0].items()}
-    if not recipe.inputs:
+    if not recipe.inputs and not opened.examples:
         warnings += _assumption(model, recipe, shapes)
     counted = size.count(model, shapes)
     return Start(opened, model, original, feeds[0], Later(refer), counted, tuple(warnings))
 
 
 def _assumed_shapes(
-    path: Path, model: ir.Model, recipe: Recipe
+    path: Path, model: ir.Model, recipe: Recipe, examples: Sequence[Feeds]
 ) -> tuple[dict[str, tuple[int, ...]], list[str]]:
     """The sizes that `optimize` would count and measure with, and a note where they are a guess.
 
-    Those that the runtime takes; the first ones of the list if there is none, or it does not take the model.
+    Those of a task's example; else those that the runtime takes; the first ones of the list if there is none, or it does not
+    take the model.
 
     Raises:
         UsageError: the sizes that were given do not fit the inputs that leave some open.
     """
     from deploykit.runtimes import TensorSpec
 
+    if examples:
+        return {name: array.shape for name, array in examples[0].items()}, []
     specs = [
         TensorSpec(
             value.name or "",

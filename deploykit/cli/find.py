@@ -74,7 +74,8 @@ def search_options(command: Command) -> Command:
             "--sparsity",
             type=part,
             metavar="PART",
-            help="Part of the weights to drop in the end.",
+            help="Part of the weights that the mask drops in the end. refill keeps its share of channels, so that fewer weights "
+            "are left, unless --match weights is given.",
         ),
         click.option(
             "--rate",
@@ -316,8 +317,10 @@ def command(
         engine.close()
     if engine.rank == 0:
         show(found, command_line(), as_json=as_json)
-        ticket = found.results[0].ticket if isinstance(found, Trial) else found.ticket
-        click.echo(f"ticket: {ticket}", err=True)
+        results = found.results if isinstance(found, Trial) else (found,)
+        if verbosity >= 0 and all(each.was_finished for each in results):
+            click.echo("nothing was left to do: this search was finished before", err=True)
+        click.echo(f"ticket: {results[0].ticket}", err=True)
         closing_line(ok=True, began=began, command=command_line(), verbosity=verbosity)
 
 

@@ -1,4 +1,4 @@
-"""What a search says while it runs: a bar with round, epoch, sparsity and metric on a terminal, lines where asked for."""
+"""What a search says while it runs: a bar with round, epoch, sparsity and metric on a terminal, else lines."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ class SearchNarration:
     """A `deploykit.finder.progress.Progress` for people, as a context manager.
 
     Args:
-        verbosity: below 0 nothing is said; above 0 every training is a line where there is no terminal, above 1 every epoch.
+        verbosity: below 0 nothing is said. Where there is no terminal, every network that is trained is a line, and above 0 every
+            epoch.
     """
 
     def __init__(self, verbosity: int) -> None:
@@ -56,7 +57,7 @@ class SearchNarration:
             )
             return
         is_end = status.epochs > 0 and status.epoch == status.epochs
-        if (is_end and self._verbosity > 0) or self._verbosity > 1:
+        if (is_end and self._verbosity >= 0) or self._verbosity > 0:
             click.echo(status_text(status), err=True)
 
     def __exit__(

@@ -40,6 +40,13 @@ class Row:
     notes: tuple[str, ...] = ()
 
     @property
+    def form(self) -> str:
+        """What the network is, in a word: "dense", "scattered", or the structure."""
+        if not self.round:
+            return "dense"
+        return "scattered" if self.structure == "none" else self.structure
+
+    @property
     def remaining(self) -> float:
         """Part of the prunable weights that is left."""
         return self.kept / self.total
@@ -76,7 +83,7 @@ def as_csv(rows: Sequence[Row]) -> bytes:
         ]
     )
     for row in rows:
-        head = [row.round, row.structure, row.kept, row.total, row.remaining, row.sparsity]
+        head = [row.round, row.form, row.kept, row.total, row.remaining, row.sparsity]
         for epoch in row.epochs:
             test = row.test if epoch is row.epochs[-1] else ""
             writer.writerow([*head, epoch.epoch, epoch.loss, epoch.metric, test])
@@ -93,13 +100,13 @@ def as_picture(rows: Sequence[Row], title: str) -> bytes:
     canvas = FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     pruned = [row for row in rows if row.round]
-    for structure in dict.fromkeys(row.structure for row in pruned):
-        line = [row for row in pruned if row.structure == structure]
+    for form in dict.fromkeys(row.form for row in pruned):
+        line = [row for row in pruned if row.form == form]
         axes.plot(
             [100 * row.remaining for row in line],
             [row.test for row in line],
             marker="o",
-            label="scattered" if structure == "none" else structure,
+            label=form,
         )
     for row in rows:
         if not row.round:

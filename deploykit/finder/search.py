@@ -98,6 +98,7 @@ class Result:
         parameters: of the dense network, those that are never pruned as well.
         contrasts: what the ticket is held against, if that was asked for: the same mask on new weights, and a random mask of
             the same structure, by name.
+        was_finished: whether nothing was left to train: an earlier run had done it all.
     """
 
     task: str
@@ -107,6 +108,7 @@ class Result:
     folder: Path
     parameters: int
     contrasts: Mapping[str, Row]
+    was_finished: bool = dataclasses.field(default=False, compare=False)
 
     def document(self, command: str) -> dict[str, Any]:
         """What `find --json` prints; its schema is `find.schema.json`.
@@ -245,6 +247,7 @@ class _Search:
         self._rows: list[Row] = []
         self._contrasts: dict[str, Row] = {}
         self._arm = ""
+        self._has_trained = False
         self._store: Store | None = None
         self._described: dict[str, Any] = {}
         self._clock = Clock(1)
@@ -295,6 +298,7 @@ class _Search:
             self._folder,
             sum(each.numel() for each in model.parameters()),
             self._contrasts,
+            was_finished=not self._has_trained,
         )
 
     def _describe(self) -> dict[str, Any]:
@@ -480,6 +484,7 @@ class _Search:
                 "kept": kept,
                 "total": self._total,
                 "metrics": {"validation": trained.validation, "test": trained.test},
+                **self._of_dense(),
                 "epochs": [dataclasses.asdict(each) for each in trained.epochs],
                 "notes": [*_empty_layers(masks), *(made.notes if made is not None else ())],
                 "settings": self._described,
@@ -505,6 +510,13 @@ class _Search:
             self._write_metrics()
         return ticket
 
+    def _of_dense(self) -> dict[str, Any]:
+        """What a ticket says of the dense network, so that it can be judged where it is all there is."""
+        if not self._rows:
+            return {}
+        dense = self._rows[0]
+        return {"dense": {"validation": dense.validation, "test": dense.test}}
+
     def _write_metrics(self, *, is_last: bool = False) -> None:
         """Make the table and the picture anew; in between the picture only where it takes a small part of the time."""
         if self._store is None:
@@ -520,6 +532,7 @@ class _Search:
         store, sparsity = self._store, 1.0 - _density(masks, self._initial, self._trainer.names)
         resume = self._engine.share(store.load_checkpoint(name) if store is not None else None)
         saved_s = time.monotonic()
+        self._has_trained = True
         if resume is not None:
             self._clock.skip(int(resume.document["epoch"]) - first)
         self._tell("training", number, sparsity=sparsity, epochs=self._trainer.epochs)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 
@@ -38,6 +38,9 @@ EXTRA = 0.2
 
 SEEN = 1024
 """Training examples that criteria which look at feature maps are given."""
+
+TELLING = 0.02
+"""How far the part of the weights that refill leaves may lie below the mask's before it is explained."""
 
 COUPLINGS: Final[weakref.WeakKeyDictionary[Trainer, Coupling]] = weakref.WeakKeyDictionary()
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
@@ -153,8 +156,22 @@ def apply_structure(
         multiple=structure.multiple,
         match=structure.match,
     )
-    notes = tuple(f"'{skip.subject}': {skip.reason}" for skip in coupling.skips)
-    return Structured(made, {}, notes, dict(masks))
+    notes = [f"'{skip.subject}': {skip.reason}" for skip in coupling.skips]
+    found, left = count_part(masks, masks), count_part(made, masks)
+    if structure.match == "rows" and found - left > TELLING:
+        notes.insert(
+            0,
+            f"{structure.name} keeps the mask's share of channels, so that weights, each of which needs its input and its output "
+            f"channel, fall to about its square: {1 - left:.1%} of them are dropped, and {1 - found:.1%} by the mask. To keep the "
+            "mask's share of weights, give --match weights",
+        )
+    return Structured(made, {}, tuple(notes), dict(masks))
+
+
+def count_part(masks: Masks, names: Collection[str]) -> float:
+    """The part of the weights of these names that masks keep."""
+    kept = sum(int(np.count_nonzero(masks[name])) for name in names)
+    return kept / max(1, sum(masks[name].size for name in names))
 
 
 def _regroup(

@@ -426,9 +426,12 @@ class Trainer:
             )
 
     def _diverged(self, what: str, number: int, epoch: int) -> UsageError:
+        # What is kept counts for the task as it is, and it is the task that has to change.
+        before = "Rounds before this one are kept, for the task as it is. " if number else ""
         return UsageError(
-            f"the training of the task '{self.task.name}' diverged: {what} of epoch {epoch}, round {number}. Lower the learning "
-            "rate, or let it rise slowly at first; and look for NaN in the data. Rounds before this one are kept."
+            f"the training of the task '{self.task.name}' diverged: {what} of epoch {epoch}, round {number}. {before}Lower its "
+            "learning rate, or let it rise slowly at first, and look for NaN in its data. A task that was changed needs another "
+            "folder, or --force to begin anew in this one."
         )
 
     def _divide(self, batches: Sequence[Tensor]) -> tuple[list[Tensor], list[float]]:

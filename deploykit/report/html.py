@@ -72,6 +72,7 @@ def render(report: Report) -> str:
         body = [
             f"<h1>deploykit: {escape(report.source.path)}</h1>",
             f'<p class="verdict {escape(report.verdict)}">{escape(verdict_sentence(report))}</p>',
+            ticket_section.ticket_metrics(report),
             _gain(report),
             *(f'<p class="warning">{escape(text)}</p>' for text in shown_warnings(report)),
             _side_by_side(_sizes(report), _validation(report)),
@@ -483,7 +484,7 @@ def _passes(report: Report) -> str:
             for index, change in enumerate(record.changes)
         )
         told = (
-            f"<details><summary>{len(record.changes)} changes</summary>{changes}</details>"
+            f"<details><summary>{_several(len(record.changes), 'change')}</summary>{changes}</details>"
             if changes
             else "no changes"
         )
@@ -531,6 +532,10 @@ def _latency(report: Report, key: str) -> tuple[Shown, ...]:
 
 def _interval(place: str, ends: Iterable[float]) -> tuple[Shown, ...]:
     return tuple(Shown(f"{place}.{index}", end) for index, end in enumerate(ends))
+
+
+def _several(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def _percent(ratio: float) -> str:

@@ -84,10 +84,19 @@ class Size:
 
 @dataclasses.dataclass(frozen=True)
 class TicketRecord:
-    """The ticket that was put into a model: its path and the hash of the file."""
+    """The ticket that was put into a model.
+
+    Attributes:
+        path: the file.
+        sha256: its hash.
+        test_metric: what the search measured of it on the test examples, in PyTorch; None if the file does not say. Since 1.3.
+        dense_test_metric: the same of the dense network that it was found in. Since 1.3.
+    """
 
     path: str
     sha256: str
+    test_metric: float | None = None
+    dense_test_metric: float | None = None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -53,7 +53,8 @@ def render_search(result: Result) -> RenderableType:
         table.add_row(*_cells(row, dense), style="bold" if row is ticket else "")
     parts: list[RenderableType] = [
         Text(
-            f"{result.task}: {ticket.sparsity:.1%} of {ticket.total:,} weights dropped", "bold"
+            f"{result.task}: {ticket.sparsity:.1%} of {ticket.total:,} prunable weights dropped",
+            "bold",
         ),
         Text(""),
         table,
@@ -122,12 +123,10 @@ def _test_cells(found: Comparison | None) -> tuple[str, str, str]:
 
 
 def _cells(row: Row, dense: Row) -> list[str]:
-    structure = "scattered" if row.structure == "none" else row.structure
-    structure = structure if row.round else "dense"
     difference = f"{row.test - dense.test:+.4f}" if row.round else ""
     return [
         str(row.round),
-        structure,
+        row.form,
         f"{row.kept:,}",
         f"{row.sparsity:.1%}",
         f"{row.validation:.4f}",

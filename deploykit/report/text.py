@@ -19,6 +19,8 @@ from deploykit.report.wording import (
     inputs_text,
     is_lossy,
     latency_note,
+    metrics_text,
+    original_text,
     ratio_text,
     reference_text,
     shown_warnings,
@@ -62,6 +64,11 @@ def render(report: Report, *, all_layers: bool = False) -> RenderableType:
     """The tables of a report."""
     parts: list[RenderableType] = [
         Text(verdict_sentence(report), style=STYLES[report.verdict]),
+        *(
+            Text(line)
+            for line in (original_text(report), metrics_text(report.source.ticket))
+            if line
+        ),
         Text(""),
         _sizes(report),
     ]

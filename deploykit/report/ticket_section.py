@@ -5,15 +5,32 @@ from __future__ import annotations
 from html import escape
 from typing import TYPE_CHECKING
 
-from deploykit.report.markup import Column, Shown, cell, folded, table
+from deploykit.report.markup import Column, Shown, cell, folded, span, table
 from deploykit.report.mask_image import image
 from deploykit.report.records import MaskPicture, Report, TicketLayer
-from deploykit.report.wording import count_text
+from deploykit.report.wording import count_text, metrics_text, original_text
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["ticket_layers"]
+__all__ = ["ticket_layers", "ticket_metrics"]
+
+
+def ticket_metrics(report: Report) -> str:
+    """What the original is, and how good the ticket in it; nothing without a ticket."""
+    ticket = report.source.ticket
+    if ticket is None:
+        return ""
+    figures = [
+        Shown(f"source.ticket.{key}", value)
+        for key, value in (
+            ("test_metric", ticket.test_metric),
+            ("dense_test_metric", ticket.dense_test_metric),
+        )
+        if value is not None
+    ]
+    told = metrics_text(ticket)
+    return f"<p>{escape(original_text(report))} {span(told, *figures) if told else ''}</p>"
 
 
 def ticket_layers(report: Report) -> str:
@@ -30,7 +47,7 @@ def ticket_layers(report: Report) -> str:
     pictures = "".join(_figures(row) for row in rows if row.picture is not None)
     return (
         f'<h2>The ticket</h2><p>{text}</p><div class="masks">{pictures}</div>'
-        f"{folded(f'all {len(rows)} weights', _table(rows))}"
+        f"{folded(f'all {len(rows)} weights' if len(rows) > 1 else 'the weight', _table(rows))}"
     )
 
 
@@ -52,7 +69,8 @@ def _pictures(row: TicketLayer) -> Iterator[tuple[str, MaskPicture]]:
         word = "with its structure" if row.picture_found is not None else "kept"
         yield f"{word}: {100 * row.kept / size:.0f} %", row.picture
     if row.picture_ordered is not None:
-        yield f"the same, in the order of its {row.blocks} blocks", row.picture_ordered
+        order = "of its block" if row.blocks == 1 else f"of its {row.blocks} blocks"
+        yield f"the same, in the order {order}", row.picture_ordered
 
 
 def _table(rows: tuple[TicketLayer, ...]) -> str:

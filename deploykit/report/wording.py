@@ -8,7 +8,15 @@ import shlex
 from collections.abc import Sequence
 
 from deploykit.output_change import OutputChange
-from deploykit.report.records import BlockLayer, Candidate, Count, Report, Skip, Staircase
+from deploykit.report.records import (
+    BlockLayer,
+    Candidate,
+    Count,
+    Report,
+    Skip,
+    Staircase,
+    TicketRecord,
+)
 
 __all__ = [
     "SkipGroup",
@@ -23,6 +31,8 @@ __all__ = [
     "latency_note",
     "latency_text",
     "marks_of",
+    "metrics_text",
+    "original_text",
     "outcome_text",
     "ratio_text",
     "reference_text",
@@ -165,6 +175,22 @@ def latency_note(report: Report) -> str:
 def reference_text(report: Report) -> str:
     """What outputs were compared with."""
     return "the masked model" if _has_masks(report) else "the original"
+
+
+def original_text(report: Report) -> str:
+    """What "the original" is, where a ticket was put into it; nothing where it is what the user gave."""
+    if report.source.ticket is None:
+        return ""
+    return "The original is the exported network with the ticket's masks in it."
+
+
+def metrics_text(ticket: TicketRecord | None) -> str:
+    """How good a ticket is, and the dense network that it was found in; nothing where its file does not say."""
+    if ticket is None or ticket.test_metric is None:
+        return ""
+    dense = ticket.dense_test_metric
+    of_dense = "" if dense is None else f", that of the dense network {dense:.4f}"
+    return f"The ticket's test metric is {ticket.test_metric:.4f}{of_dense} (measured by the search, in PyTorch)."
 
 
 def shown_warnings(report: Report) -> tuple[str, ...]:

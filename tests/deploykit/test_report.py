@@ -138,6 +138,12 @@ VARIANTS = {
     "unchanged": {"verdict": "unchanged", "layers": (), "passes": ()},
     "smaller": {"verdict": "smaller"},
     "of a ticket": {
+        "source": r.SourceRecord(
+            f"{NASTY}.onnx",
+            "0" * 64,
+            f"{NASTY}:net",
+            r.TicketRecord(f"{NASTY}.pt", "1" * 64, 0.98761, 0.99442),
+        ),
         "ticket_layers": (
             r.TicketLayer(
                 f"{NASTY}.weight",
@@ -263,6 +269,23 @@ def test_the_page_is_whole_and_shows_names_as_they_are(changes):
     for skip in report.skips:
         assert skip.subject in shown
         assert skip.reason in shown
+
+
+def test_a_ticket_says_how_good_it_is_and_what_the_original_is():
+    report = make_report(**VARIANTS["of a ticket"])
+    out = io.StringIO()
+    text.print_report(report, console=Console(file=out, width=400))
+    parsed = Balanced()
+    parsed.feed(page.render(report))
+    for shown in (out.getvalue(), "".join(parsed.words)):
+        assert "The original is the exported network with the ticket's masks in it." in shown
+        assert "test metric is 0.9876, that of the dense network 0.9944 (measured by" in shown
+    silent = r.TicketRecord("t.pt", "1" * 64)
+    assert wording.metrics_text(silent) == ""
+    assert wording.metrics_text(dataclasses.replace(silent, test_metric=0.5)).startswith(
+        "The ticket's test metric is 0.5000 (measured"
+    )
+    assert wording.original_text(make_report()) == ""
 
 
 def test_the_terminal_shows_names_as_they_are_and_groups_skips():

@@ -88,8 +88,15 @@ def test_every_dropped_channel_of_a_residual_network_goes(run, tmp_path, source,
         "path": f"{HERE}:{source}",
         "factory": f"{HERE}:{source}",
         "sha256": document["source"]["sha256"],
-        "ticket": {"path": str(path), "sha256": hashlib.sha256(path.read_bytes()).hexdigest()},
+        "ticket": {
+            "path": str(path),
+            "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+            "test_metric": 0.75,
+            "dense_test_metric": 0.875,
+        },
     }
+    # The examples of a task say of which sizes its inputs are, and --shape does where there is no task.
+    assert not any("leaves sizes open" in each for each in document["warnings"])
     assert "torch" in document["versions"]
     # The two examples of a task come before the generated ones.
     assert document["validation"]["inputs"] == (7 if source == "Shapes" else 5)
@@ -187,6 +194,7 @@ def test_the_same_ticket_gives_the_same_model_so_that_plans_fit(run, tmp_path):
     plan = ["--save-plan", tmp_path / "plan.json"]
     dry = run("optimize", f"{HERE}:Shapes", "--ticket", path, "--dry-run", "--json", *plan)
     assert dry.exit_code == 0, dry.stderr
+    assert not any("leaves sizes open" in each for each in json.loads(dry.stdout)["warnings"])
     document = optimize(
         run,
         "Shapes",

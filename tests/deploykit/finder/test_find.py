@@ -46,7 +46,10 @@ def test_a_table_ends_a_search_and_json_obeys_its_schema(run, tmp_path):
     document = json.loads(again.stdout)
     jsonschema.validate(document, json.loads(run("schema", "find").stdout))
     assert [row["kept"] for row in document["rounds"]] == [768, 614, 492]
-    assert "PASSED" not in again.stderr
+    assert again.stderr.splitlines() == [f"ticket: {out / 'ticket.safetensors'}"]
+    again = run("find", TASK, "-o", out, "--rounds", "2", "--seed", "4")
+    assert again.stderr.startswith("nothing was left to do: this search was finished before")
+    assert "nothing was left" not in result.stderr
     for row in document["rounds"]:
         held = Ticket.load(out / row["file"]).provenance
         assert held["metrics"] == {"validation": row["validation"], "test": row["test"]}
@@ -225,13 +228,17 @@ def test_on_a_terminal_a_bar_shows_round_epoch_sparsity_metric_and_time(monkeypa
     assert "75 s left" in shown
 
 
-def test_nothing_is_said_in_a_pipe_unless_asked_for(capfd):
+def test_in_a_pipe_each_network_is_a_line_and_each_epoch_where_asked_for(capfd):
+    told = {}
     for verbosity in (-1, 0, 1):
         with SearchNarration(verbosity) as narration:
             narration(status())
             narration(status(epoch=20))
-    lines = capfd.readouterr().err.splitlines()
-    assert lines == ["round 3 of 10, epoch 20 of 20, 48.8% sparse, validation 0.9812"]
+        told[verbosity] = capfd.readouterr().err.splitlines()
+    end = "round 3 of 10, epoch 20 of 20, 48.8% sparse, validation 0.9812"
+    assert told[-1] == []
+    assert told[0] == [end]
+    assert told[1] == [end.replace("epoch 20 ", "epoch 5 "), end]
 
 
 def test_time_left_counts_what_was_trained_now(monkeypatch):

@@ -61,6 +61,8 @@ def test_a_search_prunes_a_fifth_a_round_and_starts_from_the_rewound_weights(tmp
         again = trainer.train(start, ticket.masks, number=number, first_epoch=1)
         assert all((again.weights[each] == ticket.weights[each]).all() for each in start)
         previous = ticket.weights
+        assert ticket.provenance["dense"] == found["round-00"].provenance["metrics"]
+    assert "dense" not in found["round-00"].provenance
     assert Ticket.load(result.ticket).provenance == found["round-03"].provenance
     assert any((start[each] != trainer.initial()[each]).any() for each in start)
 
@@ -115,6 +117,24 @@ def test_refill_keeps_whole_channels_of_a_residual_network_and_imp_goes_on_witho
         assert (ticket.masks["head.weight"].any(axis=0) == alive).all()
         rows = ticket.masks["first.weight"].reshape(16, -1)
         assert (rows.all(axis=1) == alive).all()
+
+
+def test_refill_says_where_it_leaves_fewer_weights_than_the_mask(tmp_path):
+    told = {}
+    for match in ("rows", "weights"):
+        structure = Structure("refill", match=match)
+        settings = Settings(source="random", structure=structure, sparsity=0.5, epochs=1)
+        row = search(Pictures(), settings, tmp_path / match).rows[-1]
+        told[match] = [note for note in row.notes if "--match weights" in note]
+        ticket = Ticket.load(tmp_path / match / "ticket.safetensors")
+        assert ticket.provenance["notes"] == list(row.notes)
+        if match == "rows":
+            assert row.sparsity > 0.6
+            assert (
+                f"{row.sparsity:.1%} of them are dropped, and 50.0% by the mask"
+                in told[match][0]
+            )
+    assert [len(told[match]) for match in ("rows", "weights")] == [1, 0]
 
 
 @pytest.mark.parametrize(
@@ -204,6 +224,7 @@ def test_what_is_finished_is_told_again_without_training(tmp_path, monkeypatch):
     monkeypatch.setattr(Trainer, "train", lambda *_, **__: pytest.fail("trained again"))
     second = search(Clouds(), Settings(rounds=2), tmp_path / "out")
     assert second == first
+    assert (first.was_finished, second.was_finished) == (False, True)
     assert content(tmp_path / "out") == before
 
 
@@ -298,11 +319,16 @@ def test_a_loss_that_becomes_nan_leaves_the_rounds_before_it(tmp_path):
             return super().loss(outputs, targets) * (float("nan") if self.calls > 14 else 1.0)
 
     with pytest.raises(
-        UsageError, match=r"after step 4 of epoch 1, round 1.*Rounds before this one are kept"
+        UsageError,
+        match=r"after step 4 of epoch 1, round 1. Rounds before this one are kept.*another folder, or --force",
     ):
         search(Late(), Settings(rounds=2, epochs=2, rewind=0), tmp_path / "out")
     assert list(rounds(tmp_path / "out")) == ["round-00"]
     assert (tmp_path / "out" / "metrics.csv").read_text().count("\n") == 3
+    early = Late()
+    early.calls = 10
+    with pytest.raises(UsageError, match=r"epoch 1, round 0. Lower its .* --force to begin"):
+        search(early, Settings(rounds=2, epochs=2, rewind=0), tmp_path / "early")
 
 
 def test_a_full_disk_is_told_and_what_was_found_is_kept(tmp_path, monkeypatch):
@@ -334,6 +360,7 @@ def test_metrics_hold_every_epoch(tmp_path):
     assert [float(each["test"]) for each in lines if each["test"]] == [
         row.test for row in result.rows
     ]
+    assert [each["structure"] for each in lines] == ["dense"] * 4 + ["scattered"] * 6
     assert lines[-1]["kept"] == "492"
     assert float(lines[-1]["remaining"]) + float(lines[-1]["sparsity"]) == pytest.approx(1)
     assert (tmp_path / "out" / "metrics.png").read_bytes().startswith(b"\x89PNG")
