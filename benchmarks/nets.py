@@ -29,13 +29,16 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
 __all__ = [
+    "ARCHITECTURES",
     "NAMES",
     "SPARSITIES",
     "Keep",
+    "Layer",
     "Rounding",
     "Variant",
     "build",
     "counts",
+    "layers",
     "macs",
     "uniform",
     "zeroed",
@@ -83,7 +86,7 @@ def build(
     """The network, dense, or at the kept counts when `keep` is given.
 
     Args:
-        name: one of NAMES.
+        name: one of ARCHITECTURES.
         keep: kept count of a group, by name or by a function of (name, dense count).
         batch: fixed batch size.
         seed: of the weights and of which channels are kept.
@@ -109,7 +112,7 @@ def zeroed(
     """The dense network in which exactly the channels that `keep` does not keep are zeroed.
 
     Args:
-        name: one of NAMES.
+        name: one of ARCHITECTURES.
         keep: as in `build`.
         variant: "folded": no BatchNormalization, weight and bias zero. "clean":
             BatchNormalization left in, its scale and shift zero as well. "weights-only":
@@ -140,6 +143,43 @@ def counts(name: str, keep: Keep | None = None) -> dict[str, int]:
     net = _Builder(name, keep, batch=1, seed=0, batchnorm=False, cut=True, weightless=True)
     ARCHITECTURES[name](net)
     return {group: len(kept) for group, kept in net.kept.items()}
+
+
+@dataclasses.dataclass(frozen=True)
+class Layer:
+    """A convolution, as far as its size depends on the counts of its channels.
+
+    Attributes:
+        name: of its node; its weight has it with ".weight" behind it.
+        inputs: group of its input channels.
+        outputs: group of its output channels.
+        kernel: height and width of the filters.
+        size: height and width of its output in pixels.
+        is_depthwise: each filter reads one channel.
+    """
+
+    name: str
+    inputs: str
+    outputs: str
+    kernel: int
+    size: int
+    is_depthwise: bool
+
+    def weights(self, counts: Mapping[str, int]) -> int:
+        """Elements of its weight at these counts."""
+        inputs = 1 if self.is_depthwise else counts[self.inputs]
+        return self.kernel**2 * counts[self.outputs] * inputs
+
+    def macs(self, counts: Mapping[str, int]) -> int:
+        """Multiply-accumulates for one image at these counts."""
+        return self.size**2 * self.weights(counts)
+
+
+def layers(name: str) -> tuple[Layer, ...]:
+    """The convolutions of a network, in order; `counts` has the group "input" as well."""
+    net = _Builder(name, None, batch=1, seed=0, batchnorm=False, cut=True, weightless=True)
+    ARCHITECTURES[name](net)
+    return tuple(net.layers)
 
 
 def macs(model: ir.Model) -> int:
@@ -202,6 +242,7 @@ class _Builder:
         self.weightless = weightless
         self.dense: dict[str, int] = {}
         self.kept: dict[str, Array] = {}
+        self.layers: list[Layer] = []
         self.graph = ir.Graph([], [], nodes=[], name=name, opset_imports={"": 17})
 
     # -- channels ------------------------------------------------------------
@@ -364,12 +405,14 @@ class _Builder:
         activation: Activation | None,
     ) -> _Tensor:
         """Put a dense `weight` into the graph, cut or zeroed, with what follows it."""
+        kernel = weight.shape[2]
+        self.layers.append(Layer(name, x.group, group, kernel, size, is_depthwise=groups > 1))
         dense = len(weight)
         bias = self.random("bias", name).normal(0, 0.2, dense).astype(np.float32)
         inputs = [x.value, self.constant(f"{name}.weight", self.reduce(weight, *kept))]
         if not self.batchnorm:
             inputs.append(self.constant(f"{name}.bias", self.reduce(bias, kept[0])))
-        half = (weight.shape[2] - 1) // 2
+        half = (kernel - 1) // 2
         value = self.node(
             "Conv",
             name,
@@ -483,16 +526,10 @@ class _Builder:
 # -- architectures ------------------------------------------------------------
 
 
-def _resnet18(net: _Builder, *, size: int, classes: int) -> ir.Model:
-    x = net.start(size)
-    # The first stage has no projection: its sums join the stem's channels.
-    if size == 32:
-        x = net.conv("stem", x, "stage1", 64, 3, activation="Relu")
-    else:
-        x = net.conv("stem", x, "stage1", 64, 7, stride=2, activation="Relu")
-        x = net.pool("stem.pool", x, kernel=3, stride=2, pad=1)
-    for stage, width in enumerate((64, 128, 256, 512), 1):
-        for block in range(2):
+def _stages(net: _Builder, x: _Tensor, widths: Iterable[int], blocks: int) -> _Tensor:
+    """Residual blocks of two 3x3 convolutions; `x` has the channels of the first stage."""
+    for stage, width in enumerate(widths, 1):
+        for block in range(blocks):
             at, stride = f"stage{stage}.block{block}", 2 if stage > 1 and block == 0 else 1
             y = net.conv(
                 f"{at}.conv1", x, f"{at}.middle", width, 3, stride=stride, activation="Relu"
@@ -501,12 +538,34 @@ def _resnet18(net: _Builder, *, size: int, classes: int) -> ir.Model:
             if stride == 2:
                 x = net.conv(f"{at}.project", x, f"stage{stage}", width, 1, stride=2)
             x = net.add(f"{at}.add", y, x, "Relu")
-    return net.classify(x, classes)
+    return x
 
 
-def _resnet50(net: _Builder) -> ir.Model:
-    x = net.conv("stem", net.start(224), "stem", 64, 7, stride=2, activation="Relu")
-    x = net.pool("stem.pool", x, kernel=3, stride=2, pad=1)
+def _resnet18(net: _Builder, *, size: int, classes: int) -> ir.Model:
+    x = net.start(size)
+    # The first stage has no projection: its sums join the stem's channels.
+    if size == 32:
+        x = net.conv("stem", x, "stage1", 64, 3, activation="Relu")
+    else:
+        x = net.conv("stem", x, "stage1", 64, 7, stride=2, activation="Relu")
+        x = net.pool("stem.pool", x, kernel=3, stride=2, pad=1)
+    return net.classify(_stages(net, x, (64, 128, 256, 512), 2), classes)
+
+
+def _wrn32(net: _Builder) -> ir.Model:
+    # ResNet-32 for CIFAR at double width, 1.86 million parameters: what the literature on tickets calls WRN-32-2. (A wide
+    # ResNet of Zagoruyko and Komodakis has 6 n + 4 layers, not 32.)
+    x = net.conv("stem", net.start(32), "stage1", 32, 3, activation="Relu")
+    return net.classify(_stages(net, x, (32, 64, 128), 5), 10)
+
+
+def _resnet50(net: _Builder, *, size: int, classes: int) -> ir.Model:
+    x = net.start(size)
+    if size == 64:  # as for Tiny-ImageNet: nothing is lost before the first block
+        x = net.conv("stem", x, "stem", 64, 3, activation="Relu")
+    else:
+        x = net.conv("stem", x, "stem", 64, 7, stride=2, activation="Relu")
+        x = net.pool("stem.pool", x, kernel=3, stride=2, pad=1)
     for stage, (width, blocks) in enumerate(
         zip((64, 128, 256, 512), (3, 4, 6, 3), strict=True), 1
     ):
@@ -520,7 +579,7 @@ def _resnet50(net: _Builder) -> ir.Model:
             if block == 0:
                 x = net.conv(f"{at}.project", x, f"stage{stage}", 4 * width, 1, stride=stride)
             x = net.add(f"{at}.add", y, x, "Relu")
-    return net.classify(x, 1000)
+    return net.classify(x, classes)
 
 
 def _vgg16(net: _Builder) -> ir.Model:
@@ -532,6 +591,19 @@ def _vgg16(net: _Builder) -> ir.Model:
             name = f"conv{block}_{layer}"
             x = net.conv(name, x, name, width, 3, activation="Relu")
         x = net.pool(f"pool{block}", x, kernel=2, stride=2)
+    return net.classify(x, 10)
+
+
+def _mobilenetv1(net: _Builder) -> ir.Model:
+    x = net.conv("stem", net.start(32), "stem", 32, 3, activation="Relu")
+    # Source: Howard et al., MobileNets, table 1, with strides for 32x32 pixels: four steps in place of five.
+    strided = {2: 128, 4: 256, 6: 512, 12: 1024}
+    width = 64
+    for block in range(1, 14):
+        width, stride = strided.get(block, width), 2 if block in strided else 1
+        x = net.depthwise(f"block{block}.depthwise", x, stride=stride, activation="Relu")
+        name = f"block{block}"
+        x = net.conv(f"{name}.pointwise", x, name, width, 1, activation="Relu")
     return net.classify(x, 10)
 
 
@@ -566,10 +638,15 @@ def _mobilenetv2(net: _Builder) -> ir.Model:
 ARCHITECTURES: Mapping[str, Callable[[_Builder], ir.Model]] = {
     "resnet18-cifar": lambda net: _resnet18(net, size=32, classes=10),
     "resnet18": lambda net: _resnet18(net, size=224, classes=1000),
-    "resnet50": _resnet50,
+    "resnet50": lambda net: _resnet50(net, size=224, classes=1000),
+    "resnet50-64": lambda net: _resnet50(net, size=64, classes=200),
     "vgg16": _vgg16,
+    "wrn32-2": _wrn32,
+    "mobilenetv1": _mobilenetv1,
     "mobilenetv2": _mobilenetv2,
 }
+"""The networks there are: resnet18-cifar, vgg16, wrn32-2 and mobilenetv1 read 32x32 pixels, resnet50-64 reads 64x64, the
+others read 224x224."""
 
-NAMES = tuple(ARCHITECTURES)
-"""The networks there are: resnet18-cifar and vgg16 read 32x32 pixels, the others 224x224."""
+NAMES = ("resnet18-cifar", "resnet18", "resnet50", "vgg16", "mobilenetv2")
+"""Those that removal is shown on."""
