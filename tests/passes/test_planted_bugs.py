@@ -5,6 +5,7 @@ A property that no bug makes fail proves nothing. Each bug is one that naive too
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import random
 from typing import TYPE_CHECKING, Any
@@ -12,12 +13,16 @@ from typing import TYPE_CHECKING, Any
 import hypothesis
 import numpy as np
 import pytest
+from hypothesis import strategies as st
 
 import passes
-from passes.analysis import walk
+from passes.analysis import matrices, walk
 from passes.analysis.axis_rules import elementwise, movement
-from passes.planners import carrying
-from tests import oracle, strategies
+from passes.analysis.channels import find_channels
+from passes.lowerings import LOWERINGS
+from passes.lowerings.task import BlockedLayer
+from passes.planners import block_order, carrying
+from tests import blocked, oracle, strategies
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -146,6 +151,133 @@ BUGS = (
         ("rows",),
     ),
 )
+
+
+# ------------------------------------------------------------------------ blocks
+
+
+def is_broken_in_blocks(pair: tuple[strategies.Case, Any]) -> bool:
+    """Whether a form of a layer with blocks is another function, or none."""
+    case, target = pair
+    for form in (each.name for each in LOWERINGS):
+        model = oracle.from_proto(case.proto)
+        try:
+            if passes.GroupBlocks(lowering=form, target=target)(model).modified:
+                oracle.check(model)
+                inputs = oracle.make_inputs(case.proto, case.sizes)
+                oracle.assert_same_function(case.proto, model, inputs)
+        except Exception:  # noqa: BLE001 - as above
+            return True
+    return False
+
+
+def is_broken_in_order(pair: tuple[strategies.Case, Any]) -> bool:
+    """Whether an order of channels that a plan asks for is another function, or none."""
+    case, seed = pair
+    model = oracle.from_proto(case.proto)
+    passes.Tidy()(model)
+    try:
+        lines, _ = block_order._find_lines(find_channels(model))
+        dice = np.random.default_rng(seed)
+        for line in lines:
+            order = tuple(int(at) for at in dice.permutation(line.classes.size))
+            name = line.makers[0].outputs[0].name or ""
+            copy = oracle.from_proto(oracle.to_proto(model))
+            with contextlib.suppress(passes.PlanMismatch):
+                passes.PermuteChannels(plan=passes.PermutePlan({name: order}))(copy)
+            oracle.check(copy)
+            inputs = oracle.make_inputs(case.proto, case.sizes)
+            oracle.assert_same_function(case.proto, copy, inputs)
+    except Exception:  # noqa: BLE001 - as above
+        return True
+    return False
+
+
+def rows_put_where_they_came_from(patch: pytest.MonkeyPatch) -> None:
+    """Rows that were computed in another order are put in order by the order, not by its inverse."""
+    restore = BlockedLayer.restore
+
+    def inverse(self: BlockedLayer, rows: Any) -> Any:
+        rows = list(rows)
+        found = restore(self, rows)
+        return None if found is None else np.concatenate(rows) % self.layer.rows
+
+    patch.setattr(BlockedLayer, "restore", inverse)
+
+
+def bias_in_old_order(patch: pytest.MonkeyPatch) -> None:
+    """Rows are put in another order, and their biases are not."""
+
+    def first(self: BlockedLayer, rows: Any) -> Any:
+        return None if self.bias is None else np.resize(self.bias, rows.size)
+
+    patch.setattr(BlockedLayer, "bias_of", first)
+
+
+def column_of_a_neighbour(patch: pytest.MonkeyPatch) -> None:
+    """The weights of a block are those of the columns beside."""
+    take = matrices.Layer.take
+
+    def beside(self: matrices.Layer, rows: Any, columns: Any) -> Any:
+        return take(self, rows, np.roll(columns, 1))
+
+    patch.setattr(matrices.Layer, "take", beside)
+
+
+def stale_padding(patch: pytest.MonkeyPatch) -> None:
+    """A kernel is cropped, and the padding is as before."""
+    convolution = BlockedLayer.convolution
+
+    def stale(self: BlockedLayer, groups: int) -> Any:
+        pads = self.layer.node.attributes.get("pads")
+        made = [each for each in convolution(self, groups) if each.name != "pads"]
+        return made if pads is None else [*made, pads]
+
+    patch.setattr(BlockedLayer, "convolution", stale)
+
+
+def forgotten_followers(patch: pytest.MonkeyPatch) -> None:
+    """Channels are put in another order, and what is added to them, or multiplied, is not."""
+    edit = walk.Replay.edit
+
+    def forgetful(self: walk.Replay, change: Any) -> None:
+        if self.ranks is None or getattr(change, "index", None) != 2:
+            edit(self, change)
+
+    patch.setattr(walk.Replay, "edit", forgetful)
+
+
+LAYERS = st.tuples(blocked.blocked(half=False), st.sampled_from(blocked.TARGETS))
+ORDERS = st.tuples(strategies.cases(half=False), st.integers(0, 2**16))
+
+BLOCK_BUGS: tuple[tuple[str, Any, Any, Any], ...] = (
+    ("rows in the wrong order", rows_put_where_they_came_from, LAYERS, is_broken_in_blocks),
+    ("biases of other rows", bias_in_old_order, LAYERS, is_broken_in_blocks),
+    ("columns of a neighbour", column_of_a_neighbour, LAYERS, is_broken_in_blocks),
+    ("padding of the whole kernel", stale_padding, LAYERS, is_broken_in_blocks),
+    ("biases that do not follow", forgotten_followers, ORDERS, is_broken_in_order),
+)
+
+
+@pytest.mark.parametrize(
+    ("plant", "graphs", "fails"),
+    [bug[1:] for bug in BLOCK_BUGS],
+    ids=[bug[0] for bug in BLOCK_BUGS],
+)
+def test_the_properties_of_blocks_see_a_planted_bug(
+    plant: Any, graphs: Any, fails: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plant(monkeypatch)
+    found = hypothesis.find(
+        graphs,
+        fails,
+        settings=hypothesis.settings(
+            max_examples=400, phases=[hypothesis.Phase.generate], database=None
+        ),
+        random=random.Random(7),  # noqa: S311 - no secret
+    )
+    monkeypatch.undo()
+    assert not fails(found), "the case fails without the bug as well"
 
 
 @pytest.mark.parametrize("bug", BUGS, ids=lambda bug: bug.name)
