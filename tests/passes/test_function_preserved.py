@@ -5,17 +5,22 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import hypothesis
+import numpy as np
 from hypothesis import strategies as st
 
 import passes
 from passes import weights
-from tests import oracle, strategies
+from passes.planners.block_choice import Chosen
+from tests import blocked, oracle, strategies
 from tests.renaming import disguise
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import onnx_ir as ir
 
     from passes.base import PassReport
+    from passes.lowerings.alone import Case as Layer
 
 CARRIES = ("carrier", "bias-map")
 
@@ -54,6 +59,33 @@ def test_alignment_after_removal_preserves_the_function(
     model, _ = remove(case, carry)
     report = passes.AlignChannels(multiple=multiple)(model)
     assert report.exact
+    judge(case, model)
+
+
+@hypothesis.given(
+    strategies.cases(kinds=("blocks", "columns", "rows")),
+    st.sampled_from((None, 4)),
+    st.sampled_from(blocked.TARGETS),
+    st.integers(0, 2**16),
+)
+def test_all_passes_in_a_row_preserve_the_function(
+    case: strategies.Case, multiple: int | None, target: passes.Target, seed: int
+) -> None:
+    dice = np.random.default_rng(seed)
+
+    def choose(layers: Sequence[Layer]) -> list[Chosen]:
+        return [Chosen(str(dice.choice(each.names)), "drawn") for each in layers]
+
+    model = oracle.from_proto(case.proto)
+    for rewrite in (
+        passes.Tidy(),
+        passes.RemoveChannels(carry="carrier"),
+        passes.PermuteChannels(),
+        passes.GroupBlocks(choose=choose, target=target),
+        *([] if multiple is None else [passes.AlignChannels(multiple=multiple)]),
+        passes.InferShapes(),
+    ):
+        assert rewrite(model).exact
     judge(case, model)
 
 
