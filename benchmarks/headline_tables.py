@@ -143,9 +143,10 @@ def _small_kernels(row: Row) -> str:
     small, left = kernels["1x1"]
     large, rest = kernels["3x3"]
     return (
-        f"- {row['label']}, batch {row['batch']}: {_share(row['bound'])} % of the FLOPs are with zeros. {small / before:.0%} of them are "
-        f"in 1x1 convolutions, of which {left / small:.0%} are left, and {rest / large:.0%} of those in 3x3 ones: gathering the "
-        "channels of a 1x1 convolution can cost more than blocks save, and then it stays dense."
+        f"- {row['label']}, batch {row['batch']}: {_share(row['bound'])} % of the FLOPs are with zeros, and {_share(row['flops_saved'])} % "
+        f"were saved. {small / before:.0%} of all are in 1x1 convolutions, where {left / small:.0%} are left; of those in 3x3 ones "
+        f"{rest / large:.0%}. A 1x1 convolution does so little with each number that it reads that gathering channels takes back much of "
+        "what blocks save; where it would take back all, the layer stays dense."
     )
 
 
