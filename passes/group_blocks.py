@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, ClassVar
 import onnx_ir as ir
 
 from passes import shapes, targets, weights
+from passes.analysis.blemishes import find_blemish
 from passes.analysis.channels import check_names
 from passes.analysis.fixed_sizes import fixed_sizes
 from passes.base import Change, Option, Pass, PassReport, Skip
@@ -94,6 +95,14 @@ class GroupBlocks(Pass):
         if not layers.found:
             return PassReport(
                 self.name, self.exact, modified=False, skips=tuple(skips), plan=BlockPlan()
+            )
+        blemish = find_blemish(model)
+        if blemish is not None:
+            if self.plan:
+                msg = f"the plan computes layers by blocks, and none can be: {blemish.reason}. {blemish.advice}."
+                raise PlanMismatch(msg)
+            return PassReport(
+                self.name, self.exact, modified=False, skips=(blemish,), plan=BlockPlan()
             )
         names = _names_of([layer for layer, _ in layers.found])
         self._check_plan({*names.values(), *(layer.name for layer, _ in layers.found)})

@@ -136,9 +136,9 @@ def plan_block_order(channels: ChannelMap, found: Sequence[tuple[Layer, Blocks]]
         Skip(
             layer.name, f"its outputs stay in their order: {refused[node].reason}", "keep them"
         )
-        for layer, _ in found
+        for layer, blocks in found
         for node in [layer.node]
-        if node in refused
+        if node in refused and len(blocks.parts) > 1
     ]
     return Ordering(plan, replay, tuple(changes), tuple(skips))
 

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import strategies as st
 
 import passes
-from passes import BlockPlan, PlanMismatch, shapes, targets
+from passes import BlockPlan, PlanMismatch, shapes, targets, weights
 from passes.lowerings import DENSE, LOWERINGS
 from passes.lowerings.alone import Case
 from passes.lowerings.task import BlockedLayer
@@ -328,6 +328,25 @@ def test_bad_input_is_refused_in_words():
             passes.GroupBlocks(plan=BlockPlan(lowerings))(before)
         assert message in str(caught.value)
         assert oracle.to_proto(before) == oracle.to_proto(oracle.from_proto(proto))
+
+
+@pytest.mark.parametrize(("number", "what"), [(np.nan, "NaN"), (np.inf, "an infinity")])
+def test_what_no_zero_cancels_keeps_all_layers_as_they_are(number, what):
+    proto, weight, _ = linear()
+    model = oracle.from_proto(proto)
+    other = next(value for name, value in model.graph.initializers.items() if name != weight)
+    array = other.const_value.numpy().copy()
+    array[0, 0] = number
+    weights.set_tensor(other, array)
+    before = oracle.to_proto(model)
+    report = passes.GroupBlocks(lowering="products")(model)
+    assert not report.modified
+    assert f"holds {what}, which no zero cancels" in report.skips[0].reason
+    with pytest.raises(
+        PlanMismatch, match="the plan computes layers by blocks, and none can be"
+    ):
+        passes.GroupBlocks(plan=BlockPlan({weight: "products"}))(model)
+    assert oracle.to_proto(model).SerializeToString() == before.SerializeToString()
 
 
 def test_a_plan_that_is_empty_changes_nothing():
