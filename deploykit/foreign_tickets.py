@@ -23,11 +23,12 @@ from deploykit.ticket import KEY, Ticket, find_metadata
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["load_torch", "read_ticket"]
+__all__ = ["PICKLED", "load_torch", "no_mask_text", "read_ticket"]
 
 Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
 
 PICKLED = (".pt", ".pth", ".bin", ".ckpt")
+"""Endings of what torch.save writes."""
 INSIDE = ("state_dict", "model_state_dict", "model", "net")
 """What training scripts call the state dict in a checkpoint that holds more."""
 WRAPPERS = ("module.", "_orig_mod.")
@@ -60,6 +61,7 @@ def read_ticket(path: Path) -> Ticket:
         )
         raise UsageError(msg)
     try:
+        _check_state(state)
         return _from_state(path, _unwrapped(state)).check()
     except ModelError as error:
         msg = f"'{path}' cannot be used as a ticket: {error}"
@@ -98,27 +100,31 @@ def _read_pickled(path: Path) -> dict[str, Array]:
     torch = load_torch()
     save = "Save the state dict: torch.save(model.state_dict(), 'ticket.pt')."
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            loaded = torch.load(path, map_location="cpu", weights_only=True)
+        path.open("rb").close()
     except OSError as error:
         msg = f"cannot read the ticket '{path}': {error.strerror}."
         raise UsageError(msg) from error
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            loaded = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         msg = (
             f"'{path}' holds more than tensors, or is damaged. Python objects are not loaded, because loading one can run "
             f"anything. {save}"
         )
         raise ModelError(msg) from error
-    except Exception as error:  # a damaged file makes torch raise many kinds
+    except (
+        Exception
+    ) as error:  # a damaged file makes torch raise many kinds, OSError among them
         lines = str(error).strip().splitlines() or [type(error).__name__]
-        msg = f"'{path}' is cut short, or not what torch.save writes: {lines[0].rstrip('.')}. {save}"
+        msg = f"'{path}' is cut short, or not what torch.save writes ({lines[0].rstrip('.')}). {save}"
         raise ModelError(msg) from error
     for key in INSIDE:
         if isinstance(loaded, Mapping) and isinstance(loaded.get(key), Mapping):
             loaded = loaded[key]
             break
-    if not isinstance(loaded, Mapping) or not loaded:
+    if not isinstance(loaded, Mapping):
         msg = f"'{path}' holds a {type(loaded).__name__}, not a dict of tensors by name. {save}"
         raise UsageError(msg)
     for name, tensor in loaded.items():
@@ -178,6 +184,31 @@ def _from_state(path: Path, state: dict[str, Array]) -> Ticket:
             # No product: what a mask drops may be NaN.
             weights[name] = np.where(mask, weights[name], np.zeros((), weights[name].dtype))
     return Ticket(kept, weights, provenance={"file": path.name, "form": form})
+
+
+def _check_state(state: Mapping[str, Array]) -> None:
+    """Refuse masks that are none: taken for weights, they would be found to be those of another model.
+
+    Raises:
+        ModelError: an array that can only be a mask holds more than zeros and ones; or there are no arrays.
+    """
+    if not state:
+        msg = "it holds no tensor. Save the state dict of the pruned network."
+        raise ModelError(msg)
+    only_masks = all(name.endswith("_mask") for name in state)
+    for name, array in state.items():
+        base = name.removesuffix("_mask")
+        if base != name and not _is_mask(array) and (only_masks or f"{base}_orig" in state):
+            raise ModelError(no_mask_text(name, array))
+
+
+def no_mask_text(name: str, array: Array) -> str:
+    """What is to be said of a mask that holds more than zeros and ones."""
+    other = array[~np.isin(array, (0, 1))].flat[0]
+    return (
+        f"the mask '{name}' holds values other than 0 and 1, such as {other}. A mask has 1 where a weight stays and 0 where it "
+        "goes: compare it with a threshold first."
+    )
 
 
 def _is_mask(array: Array) -> bool:

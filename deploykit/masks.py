@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 
 from deploykit.errors import UsageError
+from deploykit.foreign_tickets import PICKLED, no_mask_text
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -32,6 +33,12 @@ def read_masks(path: Path) -> dict[str, Array]:
     advice = (
         "Masks come in an .npz file with one array for each weight, as numpy.savez writes it."
     )
+    if path.suffix in {*PICKLED, ".safetensors"}:
+        msg = (
+            f"'{path}' is no .npz file. {advice} State dicts and tickets go with --ticket to a PyTorch model, given as "
+            "package.module:object."
+        )
+        raise UsageError(msg)
     try:
         is_archive = zipfile.is_zipfile(path)
         if not is_archive:
@@ -51,8 +58,11 @@ def read_masks(path: Path) -> dict[str, Array]:
         raise UsageError(msg) from error
     for name, array in arrays.items():
         if not np.isin(array, (0, 1)).all():
-            msg = f"mask '{name}' in '{path}' holds values other than 0 and 1."
+            msg = f"'{path}': {no_mask_text(name, array)}"
             raise UsageError(msg)
+    if not arrays:
+        msg = f"'{path}' holds no mask. {advice}"
+        raise UsageError(msg)
     return {name: array.astype(np.bool_) for name, array in arrays.items()}
 
 

@@ -126,9 +126,9 @@ def _ticket_record(path: Path, written: Written) -> records.TicketRecord:
     def metric(key: str) -> float | None:
         found = provenance.get(key)
         value = found.get("test") if isinstance(found, Mapping) else None
-        if not isinstance(value, int | float) or not math.isfinite(value):
+        if not isinstance(value, float) or not math.isfinite(value):
             return None
-        return float(value)
+        return value
 
     return records.TicketRecord(
         str(path), written.ticket_sha256, metric("metrics"), metric("dense")

@@ -13,7 +13,7 @@ import dataclasses
 import hashlib
 import inspect
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -21,7 +21,7 @@ import numpy as np
 
 from deploykit import model_io
 from deploykit.errors import DeploykitError, UsageError
-from deploykit.foreign_tickets import load_torch, read_ticket
+from deploykit.foreign_tickets import load_torch, no_mask_text, read_ticket
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -171,31 +171,15 @@ def apply_ticket(model: torch.nn.Module, ticket: Ticket, *, of: str, path: str) 
     """
     torch = load_torch()
     state = {name: each for name, each in model.state_dict().items() if torch.is_tensor(each)}
-    task = ticket.provenance.get("task")
-    found_on = f" It was found on '{task}'." if isinstance(task, str) else ""
-    advice = (
-        f"It is the ticket of another model.{found_on} Give the model that it was found with."
-    )
+    _check_names(ticket, state, of=of, path=path)
     for what, arrays in (("mask", ticket.masks), ("weight", ticket.weights)):
         for name, array in arrays.items():
-            if name not in state:
-                there = ", ".join(f"'{each}'" for each in list(state)[:MOST_NAMED]) or "none"
-                msg = (
-                    f"the ticket '{path}' has a {what} for '{name}', which is not in '{of}'; there are {there}"
-                    f"{', ...' if len(state) > MOST_NAMED else ''}. {advice}"
-                )
-                raise UsageError(msg)
             if tuple(state[name].shape) != array.shape:
                 msg = (
                     f"the ticket '{path}' has a {what} of shape {list(array.shape)} for '{name}', which has "
-                    f"{list(state[name].shape)} in '{of}'. {advice}"
+                    f"{list(state[name].shape)} in '{of}'. {_other_model(ticket)}"
                 )
                 raise UsageError(msg)
-    for name in state:
-        # How many batches a BatchNorm saw has no part in what it computes.
-        if ticket.weights and name not in ticket.weights and "num_batches" not in name:
-            msg = f"the ticket '{path}' has no weight for '{name}' of '{of}'. {advice}"
-            raise UsageError(msg)
     with torch.no_grad():
         for name, array in ticket.weights.items():
             state[name].copy_(torch.from_numpy(np.array(array)))
@@ -204,13 +188,75 @@ def apply_ticket(model: torch.nn.Module, ticket: Ticket, *, of: str, path: str) 
             state[name].masked_fill_(dropped, 0)
 
 
+def _check_names(
+    ticket: Ticket, state: Mapping[str, torch.Tensor], *, of: str, path: str
+) -> None:
+    """Check that a ticket has the weights of a state dict, and no others.
+
+    Raises:
+        UsageError: it has not. Where most of them fit, the message names those that do not.
+    """
+    names = {**ticket.masks, **ticket.weights}
+    unknown = [name for name in names if name not in state]
+    missing = [
+        name
+        for name in state
+        # How many batches a BatchNorm saw has no part in what it computes.
+        if ticket.weights and name not in ticket.weights and "num_batches" not in name
+    ]
+    if not unknown and not missing:
+        return
+    for name in unknown:
+        if name.removesuffix("_mask") in state and not np.isin(names[name], (0, 1)).all():
+            raise UsageError(f"in the ticket '{path}', {no_mask_text(name, names[name])}")
+    fitting = len(names) - len(unknown)
+    if fitting > len(unknown) and len(state) - len(missing) > len(missing):
+        wrong = []
+        if missing:
+            wrong.append(f"has no weight for {_listed(missing)} of '{of}'")
+        if unknown:
+            wrong.append(f"has {_listed(unknown)}, which '{of}' lacks")
+        msg = (
+            f"the ticket '{path}' {', and '.join(wrong)}; {fitting} others fit. Save the whole state dict, or give the model as "
+            "it was then."
+        )
+        raise UsageError(msg)
+    there = _listed(list(state)) if state else "none"
+    if unknown:
+        what = "mask" if unknown[0] in ticket.masks else "weight"
+        msg = (
+            f"the ticket '{path}' has a {what} for '{unknown[0]}', which is not in '{of}'; there are {there}. "
+            f"{_other_model(ticket)}"
+        )
+        raise UsageError(msg)
+    msg = f"the ticket '{path}' has no weight for {_listed(missing)} of '{of}'. {_other_model(ticket)}"
+    raise UsageError(msg)
+
+
+def _other_model(ticket: Ticket) -> str:
+    """That a ticket is of another model, of which one, and what to do."""
+    task = ticket.provenance.get("task")
+    found_on = f" It was found on '{task}'." if isinstance(task, str) else ""
+    return (
+        f"It is the ticket of another model.{found_on} Give the model that it was found with."
+    )
+
+
+def _listed(names: Sequence[str]) -> str:
+    """The first few names."""
+    more = ", ..." if len(names) > MOST_NAMED else ""
+    return ", ".join(f"'{name}'" for name in names[:MOST_NAMED]) + more
+
+
 def _called(function: Any, reference: str) -> object:  # noqa: ANN401 - whatever the user put there
     try:
         return function()
     except DeploykitError:
         raise
     except Exception as error:
-        msg = f"'{reference}' failed when it was called for a model: {type(error).__name__}: {error}. Correct it."
+        from deploykit.finder.task import error_text
+
+        msg = f"'{reference}' failed when it was called for a model: {error_text(error)}. Correct it."
         raise UsageError(msg) from error
 
 

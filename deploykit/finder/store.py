@@ -50,6 +50,39 @@ START = "start"
 HASHED = frozenset({"data", "loss", "metric", "model", "optimizer", "schedule"})
 """Settings whose values tell nobody anything: hashes, and what parts of the task came to."""
 
+OF_TASK = ("batch", "prunable", "total", *sorted(HASHED))
+FOLLOWING: Mapping[str, tuple[str, ...]] = {
+    "reference": ("task", *OF_TASK),
+    "task": OF_TASK,
+    "model": ("prunable", "total", "loss", "metric"),
+    "prunable": ("total",),
+    "data": ("loss", "metric", "schedule"),
+    "seed": ("model", "loss", "metric"),
+    **dict.fromkeys(("batch", "epochs", "optimizer"), ("schedule",)),
+    **dict.fromkeys(
+        ("device", "engine", "precision", "processes", "threads"), ("loss", "metric")
+    ),
+}
+"""Settings that differ where another one does, which is then the one to tell."""
+
+OPTIONS = frozenset({"source", "structure", "epochs", "rewind", "seed", "device", "threads"})
+WORDS = {
+    "reference": "the task",
+    "task": "the name of the task",
+    "batch": "the task's batch",
+    "processes": "the number of processes",
+}
+FLAGS = {
+    "every_round": ("--every-round", True),
+    "group_aware": ("--group-aware", True),
+    "deterministic": ("--no-deterministic", False),
+}
+"""Options without a value, and what they set."""
+
+MOST_SAID = 3
+ROUNDED = 0.002
+"""What rounding to whole weights makes of the same sparsity in two models."""
+
 PLOTS = ("metrics.csv", "metrics.png")
 VERDICT = "verdict.json"
 
@@ -269,14 +302,50 @@ def _read_settings(path: Path) -> dict[str, Any]:
 
 
 def _differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
-    """What differs, in words; the first few."""
+    """What differs, in the words of a command line; the first few, and nothing that follows from another difference."""
     names = [name for name in {**before, **now} if before.get(name) != now.get(name)]
+    following = {each for name in names for each in FOLLOWING.get(name, ())}
+    names = [name for name in names if name not in following]
     if not names:
         return "it is of another version"
-    said = [
-        f"the task's {name} differs"
-        if name in HASHED
-        else f"{name} is {before.get(name)!r} there and {now.get(name)!r} here"
-        for name in names[:3]
-    ]
-    return "; ".join(said) + ("; ..." if names[3:] else "")
+    said = [text for name in names for text in _difference(name, before, now)]
+    return "; ".join(said[:MOST_SAID]) + ("; ..." if said[MOST_SAID:] else "")
+
+
+def _difference(name: str, before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
+    """What is to be said of a setting that differs."""
+    old, new = before.get(name), now.get(name)
+    if name == "structure" and old and new and old["name"] == new["name"]:
+        for option in old:
+            if old[option] != new.get(option):
+                yield f"--{option} is {old[option]} there and {new.get(option)} here"
+    elif name == "structure":
+        old, new = (each["name"] if each else "none" for each in (old, new))
+        yield f"--structure is {old} there and {new} here"
+    elif name == "kept":
+        (old, part), (new, other) = _extent(before), _extent(now)
+        if old != new or abs(part - other) > ROUNDED:
+            dropped = (
+                f"--rounds {old} --sparsity {part:.3g}",
+                f"--rounds {new} --sparsity {other:.3g}",
+            )
+            yield f"it is {dropped[0]} there and {dropped[1]} here"
+        elif before.get("total") == now.get("total"):
+            yield "the rounds keep other numbers of weights (--rate)"
+    elif name in FLAGS:
+        flag, value = FLAGS[name]
+        here, there = ("here", "there") if new == value else ("there", "here")
+        yield f"{flag} is given {here}, and not {there}"
+    elif name in HASHED or name == "prunable":
+        what = f"{name} weights differ" if name == "prunable" else f"{name} differs"
+        yield f"the task's {what}"
+    else:
+        subject = f"--{name}" if name in OPTIONS else WORDS.get(name, f"the {name}")
+        old, new = ("none" if each is None else each for each in (old, new))
+        yield f"{subject} is {old} there and {new} here"
+
+
+def _extent(settings: Mapping[str, Any]) -> tuple[int, float]:
+    """How far a search goes: its rounds, and the part of the weights that the last one drops."""
+    kept, total = settings.get("kept") or [0], settings.get("total") or 1
+    return len(kept), 1.0 - kept[-1] / total

@@ -10,6 +10,7 @@ import sys
 import traceback
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import Any, TypeAlias
 
 import torch
@@ -22,11 +23,23 @@ from torch.utils.data import Dataset
 from deploykit.errors import DeploykitError, ModelError, UsageError
 from deploykit.finder.schedules import cosine
 
-__all__ = ["Data", "Inputs", "Split", "Task", "asking", "load_object", "load_task"]
+__all__ = [
+    "Data",
+    "Inputs",
+    "Split",
+    "Task",
+    "asking",
+    "error_text",
+    "forward_part",
+    "load_object",
+    "load_task",
+]
 
 Inputs: TypeAlias = Tensor | tuple[Tensor, ...]
 Split: TypeAlias = Dataset[Any] | tuple[Inputs, Tensor]
 
+MOST_NAMED = 12
+FORWARD = "the model's forward pass"
 LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
 
 
@@ -132,8 +145,9 @@ class Task:
             # Evaluation: nothing that is counted may change.
             model.eval()
             device = next((each.device for each in model.parameters()), None)
-            with torch.no_grad():
-                model(*(each.to(device) for each in self.example_inputs()))
+            examples = self.example_inputs()
+            with torch.no_grad(), asking(self, forward_part(examples)):
+                model(*(each.to(device) for each in examples))
         finally:
             model.train(was_training)
             for hook in hooks:
@@ -165,6 +179,13 @@ def asking(task: Task, part: str) -> Iterator[None]:
         raise UsageError(_failure(task, part, error)) from error
 
 
+def forward_part(inputs: Inputs) -> str:
+    """What to call a model's forward pass where it may fail: mostly because the data are not of the shape it is made for."""
+    several = (inputs,) if isinstance(inputs, Tensor) else inputs
+    shapes = " and ".join(str(list(each.shape)) for each in several)
+    return f"{FORWARD} on inputs of shape {shapes}"
+
+
 def _failure(task: Task, part: str, error: Exception) -> str:
     frames = traceback.extract_tb(error.__traceback__)
     here = str(Path(__file__).parent)
@@ -177,9 +198,17 @@ def _failure(task: Task, part: str, error: Exception) -> str:
     ]
     place = f" ({Path(own[-1].filename).name}, line {own[-1].lineno})" if own else ""
     advice = "Correct the task."
+    if part.startswith(FORWARD):
+        advice = "Correct the model, or the data that it is given."
     if "deterministic" in str(error):
         advice = "Take another operation, or give --no-deterministic: then a search that was killed comes to another ticket."
-    return f"{part} of the task '{task.name}' failed: {type(error).__name__}: {error}{place}. {advice}"
+    return f"{part} of the task '{task.name}' failed: {error_text(error)}{place}. {advice}"
+
+
+def error_text(error: Exception) -> str:
+    """The kind of an error and what it says; a place that is told besides, or a full stop, would be told twice."""
+    text = (error.msg if isinstance(error, SyntaxError) else str(error)).rstrip(" .")
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
 def load_object(reference: str) -> object:
@@ -217,14 +246,31 @@ def load_object(reference: str) -> object:
         place = f"{Path(lines[-1].filename).name}, line {lines[-1].lineno}"
         if isinstance(error, SyntaxError) and error.filename:
             place = f"{Path(error.filename).name}, line {error.lineno}"
-        msg = f"the module '{module_name}' failed to load: {type(error).__name__}: {error} ({place}). Correct it."
+        msg = f"the module '{module_name}' failed to load: {error_text(error)} ({place}). Correct it."
         raise UsageError(msg) from error
     for part in path.split("."):
         if not hasattr(found, part):
-            public = [name for name in vars(found) if not name.startswith("_")]
-            msg = f"the module '{module_name}' has no '{path}'. It has: {', '.join(public[:12]) or 'nothing'}."
+            there = _sources_in(sys.modules[module_name])
+            listed = (
+                f"It has: {', '.join(there[:MOST_NAMED])}"
+                if there
+                else "It has no task and no model"
+            )
+            msg = f"the module '{module_name}' has no '{path}'. {listed}{', ...' if there[MOST_NAMED:] else ''}."
             raise UsageError(msg)
         found = getattr(found, part)
+    return found
+
+
+def _sources_in(module: ModuleType) -> list[str]:
+    """Names of what a module has that can be meant: tasks, models, and what is defined in it and may return one."""
+    found = []
+    for name, value in vars(module).items():
+        is_own = getattr(value, "__module__", None) == module.__name__
+        is_task = isinstance(value, type) and issubclass(value, Task) and value is not Task
+        is_made = isinstance(value, Task | nn.Module)
+        if not name.startswith("_") and (is_made or is_task or (is_own and callable(value))):
+            found.append(name)
     return found
 
 
@@ -243,7 +289,7 @@ def load_task(reference: str) -> Task:
         except DeploykitError:
             raise
         except Exception as error:
-            msg = f"'{reference}' failed when it was called for a task: {type(error).__name__}: {error}. Correct it."
+            msg = f"'{reference}' failed when it was called for a task: {error_text(error)}. Correct it."
             raise UsageError(msg) from error
         if isinstance(made, Task):
             return made

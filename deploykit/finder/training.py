@@ -25,7 +25,7 @@ from deploykit.finder.engine import Engine, PlainEngine
 from deploykit.finder.examples import Batch, Examples, Splits, split_batches
 from deploykit.finder.ranking import Array, Bools
 from deploykit.finder.seeds import derive, seed_all
-from deploykit.finder.task import Task, asking
+from deploykit.finder.task import Task, asking, forward_part
 
 __all__ = ["Checkpoint", "Epoch", "Live", "Masks", "Trained", "Trainer", "Weights"]
 
@@ -37,6 +37,8 @@ EVALUATED = 500
 
 PROBED = 64
 """Examples that a task is tried on; what they come to also tells one task from another."""
+
+MOST_NAMED = 6
 
 RATES = 500
 """Steps whose learning rates tell one schedule from another."""
@@ -156,11 +158,12 @@ class Trainer:
 
     def _check_names(self, model: nn.Module) -> None:
         parameters = dict(model.named_parameters(remove_duplicate=False))
+        there = [name for name, each in parameters.items() if each.ndim >= 2]
         for name in self.names:
             if name not in parameters or parameters[name].ndim < 2:
                 msg = (
                     f"prunable() of the task '{self.task.name}' names '{name}', which is no weight of the model of two axes or "
-                    f"more. There are: {', '.join(list(parameters)[:6])}, ..."
+                    f"more. There are: {', '.join(there[:MOST_NAMED])}{', ...' if there[MOST_NAMED:] else ''}."
                 )
                 raise UsageError(msg)
         if not self.names or len(set(self.names)) != len(self.names):
@@ -225,7 +228,7 @@ class Trainer:
         )
         model.train()
         with self.engine.autocast():
-            with asking(self.task, "the forward pass"):
+            with asking(self.task, forward_part(inputs)):
                 outputs = model(*inputs)
             with asking(self.task, "loss()"):
                 loss = self.task.loss(outputs, targets)

@@ -10,7 +10,8 @@ Two one-sided tests of Welch, which ask for no equal variances:
   and rejected is that it is that far below, or farther);
 * *beats re-initialisation*: it is above its mask on new weights.
 
-With three seeds such tests prove little that is small, and "not proven" is an answer. Source: X. Ma et al., "Sanity Checks
+Beside the verdict it is told how the ticket stands to a random mask of the same structure: that a winner is no better is
+worth knowing. With three seeds such tests prove little that is small, and "not proven" is an answer. Source: X. Ma et al., "Sanity Checks
 for Lottery Tickets: Does Your Winning Ticket Really Win the Jackpot?", NeurIPS 2021, section 3, for the definition; B. L.
 Welch, Biometrika 34 (1947), for the test.
 """
@@ -107,7 +108,22 @@ class Verdict:
 
     @property
     def said(self) -> str:
-        """The verdict in a sentence."""
+        """The verdict in a sentence, and how the ticket stands to a random mask in another."""
+        return " ".join(filter(None, (self._said_of_winning(), self._said_of_random())))
+
+    def _said_of_random(self) -> str:
+        found = self.beats_random
+        if found is None:
+            return ""
+        if found.proven:
+            return f"It beats a random mask of the same structure ({_figures(found)})."
+        turned = dataclasses.replace(found, t=-found.t, p=1.0 - found.p)
+        # Without any spread the test says 1 of what is equal, too.
+        if turned.p < ALPHA and found.difference < 0:
+            return f"It is worse than a random mask of the same structure ({_figures(turned)})."
+        return f"That it beats a random mask of the same structure is not proven ({_figures(found)})."
+
+    def _said_of_winning(self) -> str:
         points = f"{100 * self.matches_dense.margin:g} points"
         if not self.matches_dense.proven:
             return (

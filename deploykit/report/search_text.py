@@ -69,7 +69,8 @@ def render_trial(trial: Trial) -> RenderableType:
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("network")
     for name in (
-        *("weights", "mean", "std", "ticket less this", "t", "p (one-sided)"),
+        *("weights", "mean", "std", "ticket less this", "margin", "t with margin"),
+        "p with margin (one-sided)",
         "efficiency",
     ):
         table.add_column(name, justify="right")
@@ -93,7 +94,10 @@ def render_trial(trial: Trial) -> RenderableType:
         )
     seeds = ", ".join(str(result.settings["seed"]) for result in trial.results)
     parts: list[RenderableType] = [
-        Text(f"test metric with the seeds {seeds}", "bold"),
+        Text(
+            f"test metric with the seeds {seeds}; weights are those of the whole network",
+            "bold",
+        ),
         Text(""),
         table,
         Text(""),
@@ -115,11 +119,15 @@ def _efficiency_cell(found: Efficiency | None) -> str:
     return f"{found.value:,.0f}" if found.value >= 1000 else f"{found.value:.4g}"
 
 
-def _test_cells(found: Comparison | None) -> tuple[str, str, str]:
+def _test_cells(found: Comparison | None) -> tuple[str, str, str, str]:
     if found is None:
-        return "", "", ""
-    margin = f" (margin {found.margin:g})" if found.margin else ""
-    return f"{found.difference:+.4f}{margin}", f"{found.t:.2f}", f"{found.p:.2g}"
+        return "", "", "", ""
+    return (
+        f"{found.difference:+.4f}",
+        f"{found.margin:g}",
+        f"{found.t:.2f}",
+        f"{found.p:.2g}",
+    )
 
 
 def _cells(row: Row, dense: Row) -> list[str]:

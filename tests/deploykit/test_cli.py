@@ -116,6 +116,11 @@ def test_passes_are_listed(run):
         (["{network}", "-o", "{out}", "--dump-dir", "{network}/x"], 2, "is a file"),
         (["{network}", "-o", "{network}/x"], 2, "network.onnx' is a file"),
         (["{network}", "-o", "{out}", "--masks", "{text}"], 2, "is no .npz file"),
+        (
+            ["{network}", "-o", "{out}", "--masks", "m.pt"],
+            2,
+            "go with --ticket to a PyTorch model",
+        ),
         (["{network}", "-o", "{out}", "--inputs", "{network}"], 2, "is no .npz file"),
         (["{network}", "--dry-run", "--shape", "x:9x9"], 2, "does not fit the input 'x'"),
         (["{network}", "--dry-run", "--shape", "y:9x9"], 2, "'y', which is no input"),

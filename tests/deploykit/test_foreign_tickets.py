@@ -93,17 +93,31 @@ def test_a_mask_drops_nan(tmp_path):
         read_ticket(save(tmp_path / "t.pt", state))
 
 
+@pytest.mark.parametrize("ending", ENDINGS)
+def test_a_mask_of_other_values_is_named(tmp_path, ending):
+    mask = torch.tensor([0.0, 1.0, 0.25])
+    for state in (
+        {"w_orig": torch.randn(3), "w_mask": mask},
+        {"w_mask": mask, "v_mask": mask.round()},
+    ):
+        with pytest.raises(ModelError, match=r"the mask 'w_mask' holds .*, such as 0\.25"):
+            read_ticket(save(tmp_path / f"soft{ending}", state))
+
+
 class Danger:
     def __reduce__(self):
         return print, ("this ran",)
 
 
 def test_nothing_in_a_file_runs_and_what_is_no_state_dict_is_told(tmp_path, capfd):
-    whole = save(tmp_path / "whole.pt", {"w": torch.ones(50)}).read_bytes()
+    whole = save(tmp_path / "whole.pt", {"w": torch.ones(5000)}).read_bytes()
     files = {
         "danger.pt": (pickle.dumps(Danger()), ModelError, "can run anything"),
         "module.pt": (pickle.dumps(torch.nn.Linear(2, 2)), ModelError, "can run anything"),
-        "cut.pt": (whole[: len(whole) // 2], ModelError, "cut short|damaged"),
+        **{
+            f"cut{part}.pt": (whole[: len(whole) * part // 20], ModelError, "cut short")
+            for part in range(1, 20)
+        },
         "empty.pt": (b"", ModelError, "cut short|damaged"),
         "cut.safetensors": (b"\x10", ModelError, "cut short"),
         "masks.npz": (b"", UsageError, "no ticket by its name"),
@@ -121,4 +135,7 @@ def test_nothing_in_a_file_runs_and_what_is_no_state_dict_is_told(tmp_path, capf
     ):
         with pytest.raises(UsageError, match=message):
             read_ticket(tmp_path / name)
+    for file in (save(tmp_path / f"nothing{each}", {}) for each in ENDINGS):
+        with pytest.raises(ModelError, match="it holds no tensor"):
+            read_ticket(file)
     assert "this ran" not in capfd.readouterr().out

@@ -248,18 +248,33 @@ def test_a_fixed_batch_and_an_idle_ticket_are_told(run, tmp_path):
         (
             ["{here}:Shapes", "--ticket", "{part}"],
             2,
-            f"has no weight for 'head.bias' of '{HERE}:Shapes'",
+            f"has no weight for 'head.bias' of '{HERE}:Shapes'; 37 others fit. Save the whole",
+        ),
+        (
+            ["{here}:headless", "--shape", IMAGES, "--ticket", "{good}"],
+            2,
+            f"has 'head.weight', 'head.bias', which '{HERE}:headless' lacks; 36 others fit",
+        ),
+        (
+            ["{here}:Shapes", "--ticket", "{soft}"],
+            2,
+            "the mask 'head.weight_mask' holds values other than 0 and 1, such as 0.5",
         ),
         (["{good}", "--ticket", "{good}"], 2, "is a model file, and --ticket goes with"),
     ],
 )
 def test_mistakes_are_told_before_anything_is_written(run, tmp_path, arguments, code, message):
     ticket = nets.residual_ticket()
-    paths = {name: tmp_path / f"{name}.safetensors" for name in ("good", "cut", "part", "none")}
+    paths = {
+        name: tmp_path / f"{name}.safetensors"
+        for name in ("good", "cut", "part", "soft", "none")
+    }
     ticket.save(paths["good"])
     paths["cut"].write_bytes(paths["good"].read_bytes()[:-9])
     weights = {name: each for name, each in ticket.weights.items() if name != "head.bias"}
     Ticket(ticket.masks, weights).save(paths["part"])
+    soft = {"head.weight_mask": np.full((10, 32), 0.5, np.float32)}
+    Ticket({}, {**ticket.weights, **soft}).save(paths["soft"])
     filled = [argument.format(here=HERE, **paths) for argument in arguments]
     result = run("optimize", *filled, "-o", tmp_path / "out")
     assert result.exit_code == code, result.stderr

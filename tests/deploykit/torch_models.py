@@ -178,6 +178,12 @@ def needs_width(width):
     return Residual(width)
 
 
+def headless():
+    model = Residual()
+    model.head = nn.Identity()
+    return model
+
+
 def wide():
     return Residual(24)
 

@@ -230,7 +230,8 @@ def test_what_is_finished_is_told_again_without_training(tmp_path, monkeypatch):
 
 def test_other_settings_or_another_task_are_refused_until_forced(tmp_path):
     out = tmp_path / "out"
-    search(Clouds(), Settings(rounds=1, epochs=1), out)
+    one, refill = {"rounds": 1, "epochs": 1, "reference": "m:one"}, Structure("refill")
+    search(Clouds(), Settings(**one), out)
     before = content(out)
 
     class Other(Clouds):
@@ -245,15 +246,48 @@ def test_other_settings_or_another_task_are_refused_until_forced(tmp_path):
         def optimizer(self, parameters):
             return torch.optim.SGD(parameters, lr=0.2, momentum=0.9, weight_decay=1e-4)
 
+    class Wide(Clouds):
+        name = "clouds"
+
+        def model(self):
+            return torch.nn.Sequential(torch.nn.Linear(16, 28), torch.nn.Linear(28, 4))
+
+    extent = "it is --rounds 1 --sparsity 0.201 there and --rounds 2 --sparsity 0.359 here"
     for task, settings, message in (
-        (Clouds(), Settings(rounds=1, epochs=1, seed=1), "seed is 0 there and 1 here"),
-        (Clouds(), Settings(rounds=2, epochs=1), "kept is"),
-        (Other(), Settings(rounds=1, epochs=1), "the task's loss differs"),
-        (Rate(), Settings(rounds=1, epochs=1), "the task's optimizer differs"),
+        (Clouds(), Settings(**one, seed=1), "--seed is 0 there and 1 here"),
+        (
+            Clouds(),
+            Settings(**{**one, "rounds": 2, "epochs": 2, "seed": 1}),
+            f"{extent}; --epochs is 1 there and 2 here; --seed is 0 there and 1 here",
+        ),
+        (
+            Clouds(),
+            Settings(**one, structure=refill),
+            "--structure is none there and refill here",
+        ),
+        (Clouds(), Settings(**one, rewind="none"), "--rewind is 0 there and none here"),
+        (
+            Clouds(),
+            Settings(**one, deterministic=False),
+            "--no-deterministic is given here, and not there",
+        ),
+        (
+            Rate(),
+            Settings(**{**one, "reference": "m:b"}),
+            "the task is m:one there and m:b here",
+        ),
+        (Other(), Settings(**one), "the task's loss differs"),
+        (Rate(), Settings(**one), "the task's optimizer differs"),
+        (Wide(), Settings(**one), "the task's model differs"),
     ):
-        with pytest.raises(UsageError, match=message):
+        with pytest.raises(UsageError) as caught:
             search(task, settings, out)
+        assert f"a search with other settings: {message}. Start it" in str(caught.value)
     assert content(out) == before
+    search(Clouds(), Settings(**one, structure=refill), out, force=True)
+    other = Settings(**one, structure=Structure("refill", match="weights"))
+    with pytest.raises(UsageError, match="settings: --match is rows there and weights here"):
+        search(Clouds(), other, out)
     search(Clouds(), Settings(rounds=2, epochs=1), out, force=True)
     assert len(rounds(out)) == 3
     # Forced, it is done anew even if it is the same.

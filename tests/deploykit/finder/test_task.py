@@ -31,6 +31,7 @@ def raises(): raise ValueError("no luck")
 def other(): return 3
 number = 3
 """,
+    "empty": "import torch, sys\nfrom torch import nn\nfrom deploykit.finder.task import Task\n",
     "broken": "import torch\nx = 1 / 0\n",
     "unwritten": "def task(:\n",
     "poor": "import a_package_that_is_not_there\n",
@@ -60,14 +61,18 @@ def test_a_task_its_class_or_a_function(modules, reference):
         ("toy_good:", "names no object in a module"),
         ("toy_good.py:task", "is a file, and a module is wanted: 'toy_good:task'"),
         ("nowhere.tasks:task", "there is no module 'nowhere'"),
-        ("toy_good:tusk", "has no 'tusk'. It has: Clouds, task, make"),
+        ("toy_good:tusk", r"has no 'tusk'. It has: Clouds, task, make, .*, other\.$"),
+        ("toy_empty:task", r"has no 'task'. It has no task and no model\.$"),
         ("toy_good:factory", "returns a Linear, which is a model without a task"),
         ("toy_good:model", "is a Linear, which is a model without a task"),
         ("toy_good:number", "is a int, and no Task"),
         ("toy_good:other", "returns a int, and no Task"),
         ("toy_good:raises", "failed when it was called for a task: ValueError: no luck"),
         ("toy_broken:task", r"failed to load: ZeroDivisionError: .* \(toy_broken.py, line 2\)"),
-        ("toy_unwritten:task", r"failed to load: SyntaxError: .* \(toy_unwritten.py, line 1\)"),
+        (
+            "toy_unwritten:task",
+            r"failed to load: SyntaxError: [^(]* \(toy_unwritten.py, line 1\)\. Correct it\.$",
+        ),
         ("toy_poor:task", "needs 'a_package_that_is_not_there', which is not installed"),
     ],
 )
@@ -118,7 +123,7 @@ TASKS = {
     "batch": (bad(batch=2.5), "'batch' of the task 'bad' is 2.5"),
     "input size": (
         bad(data=splits(train=(POINTS[:, :3], KINDS))),
-        "prunable.*shapes cannot be multiplied",
+        r"forward pass on inputs of shape \[2, 3\] of .* shapes cannot be multiplied.* Correct the model, or the data",
     ),
     "nothing to prune": (
         bad(model=lambda _: nn.Linear(16, 4)),
@@ -126,7 +131,7 @@ TASKS = {
     ),
     "prunable": (
         bad(prunable=lambda *_: ("9.weight",)),
-        "names '9.weight', which is no weight of the model",
+        r"names '9.weight', which is no weight of the model.* There are: 0.weight, 2.weight, 4.weight\.",
     ),
     "a bias": (
         bad(prunable=lambda *_: ("0.bias",)),
@@ -156,7 +161,7 @@ TASKS = {
     "metric": (bad(metric=lambda *_: 0.5), r"metric\(\) of the task 'bad' returns 'float'"),
     "class": (
         bad(data=splits(train=(POINTS, KINDS + 4))),
-        r"loss\(\) of the task 'bad' failed: IndexError: Target",
+        r"loss\(\) of the task 'bad' failed: IndexError: Target \d is out of bounds\. Correct",
     ),
 }
 

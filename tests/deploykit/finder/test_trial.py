@@ -163,7 +163,9 @@ def test_the_verdict_is_printed_with_its_tests(run, tmp_path):
     for arm in record["arms"]:
         assert f"{arm['name']} {arm['weights']:,} {arm['mean']:.4f} {arm['std']:.4f}" in text
     assert record["matches_dense"]["margin"] == 0.5
-    assert f"(margin 0.5) {record['matches_dense']['t']:.2f}" in text
+    test = record["matches_dense"]
+    assert f"{test['difference']:+.4f} 0.5 {test['t']:.2f} {test['p']:.2g}" in text
+    assert "random mask of the same structure" in record["said"]
     assert "parameter efficiency = 100 * accuracy / (weights / 1e6)" in text
     # Anything is within half of all examples of the dense network; whether it wins is another question.
     assert record["matches_dense"]["proven"]

@@ -59,6 +59,29 @@ def test_without_new_weights_the_question_stays_open():
     assert "is open" in verdict.said
 
 
+@pytest.mark.parametrize(
+    ("by", "said"),
+    [
+        (-0.02, "It beats a random mask of the same structure (+2.40 points"),
+        (
+            0.004,
+            "That it beats a random mask of the same structure is not proven (+0.00 points",
+        ),
+        (0.03, "It is worse than a random mask of the same structure (-2.60 points"),
+    ],
+)
+def test_a_random_mask_that_is_as_good_is_told_of_a_winner_too(by, said):
+    verdict = judge(DENSE, shifted(0.004), shifted(-0.01), shifted(by))
+    assert verdict.wins
+    assert verdict.said.startswith("A winning ticket. ")
+    assert said in verdict.said
+    p = float(verdict.said.rpartition("p = ")[2].rstrip(")."))
+    assert (p < 0.05) == ("not proven" not in said)
+    equal = judge((0.9,) * 3, (0.9,) * 3, None, (0.9,) * 3)
+    assert "random mask of the same structure is not proven" in equal.said
+    assert "random" not in judge(DENSE, shifted(0.004)).said
+
+
 def test_seeds_that_make_no_difference_are_judged_by_the_means():
     verdict = judge((0.9,) * 3, (0.898,) * 3, (0.898,) * 3)
     assert verdict.matches_dense.proven
