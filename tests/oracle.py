@@ -117,10 +117,12 @@ def make_inputs(
     top = max((float(np.finfo(base[n].dtype).max) for n in floats), default=1.0)
 
     def scaled(by: float) -> dict[str, np.ndarray]:
-        return {
-            n: (a.astype(np.float64) * by).astype(a.dtype) if n in floats else a
-            for n, a in base.items()
-        }
+        # What overflows is infinite, and so are outputs then: the scale before is taken.
+        with np.errstate(over="ignore"):
+            return {
+                n: (a.astype(np.float64) * by).astype(a.dtype) if n in floats else a
+                for n, a in base.items()
+            }
 
     # Coarse steps: one below the last finite scale, intermediate tensors are finite as well with some margin.
     step = 4.0 if top < 1e5 else 1e3
