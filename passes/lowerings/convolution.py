@@ -58,17 +58,14 @@ def refuse_grouped(task: BlockedLayer) -> str | None:
         return "its blocks are of different sizes"
     if len(task.even) <= task.layer.groups:
         return "it has as many groups already"
-    columns = np.concatenate([columns for _, columns in task.even])
-    if columns.size != task.layer.columns or (columns != np.arange(columns.size)).any():
-        return "its blocks do not lie side by side"
-    return None
+    return None if task.diagonal is not None else "its blocks do not lie side by side"
 
 
 def emit_grouped(task: BlockedLayer, tape: Tape, data: ir.Value) -> ir.Value:
     """A Conv with a group for each block."""
-    assert task.even is not None, "refused otherwise"  # noqa: S101
-    made = _convolve(task, tape, data, task.even)
-    return _restored(task, tape, made, [rows for rows, _ in task.even])
+    assert task.diagonal is not None, "refused otherwise"  # noqa: S101
+    made = _convolve(task, tape, data, task.diagonal)
+    return _restored(task, tape, made, [rows for rows, _ in task.diagonal])
 
 
 def refuse_gathered(task: BlockedLayer) -> str | None:
@@ -79,7 +76,7 @@ def refuse_gathered(task: BlockedLayer) -> str | None:
         return "it has one block"
     if task.even is None:
         return "its blocks are of different sizes"
-    if refuse_grouped(task) is None:
+    if task.diagonal is not None and not task.is_gathered_for_rows:
         return "it needs no Gather"
     return None
 

@@ -144,6 +144,25 @@ class BlockedLayer:
         )
 
     @functools.cached_property
+    def diagonal(self) -> tuple[tuple[Array, Array], ...] | None:
+        """Equal blocks in the order of their columns, if those are all columns, side by side; else None."""
+        if self.even is None:
+            return None
+        found = tuple(sorted(self.even, key=lambda pair: int(pair[1][0])))
+        columns = np.concatenate([columns for _, columns in found])
+        is_all = np.array_equal(columns, np.arange(self.layer.columns))
+        return found if is_all else None
+
+    @property
+    def is_gathered_for_rows(self) -> bool:
+        """Whether rows are in order if blocks stand in the order of their rows, and not in that of their columns."""
+        by_rows, by_columns = (
+            None if parts is None else self.restore(rows for rows, _ in parts)
+            for parts in (self.even, self.diagonal)
+        )
+        return by_rows is None and by_columns is not None
+
+    @functools.cached_property
     def padded(self) -> tuple[tuple[Array, Array], ...] | None:
         """The same with rows of zeros put in up to a multiple; None if that is as they are, or would double the work."""
         counts = [part.rows.size for part in self.parts]

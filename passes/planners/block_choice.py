@@ -73,17 +73,19 @@ def _estimate_convolution(case: Case, name: str) -> float:
     if name == DENSE:
         return float(task.layer.array.size * outputs)
     kernel = math.prod(stop - first for first, stop in task.window)
-    even = task.padded if name == "padded" else task.even
-    if name in {"grouped", "gathered", "padded"} and even is not None:
+    even = {"grouped": task.diagonal, "gathered": task.even, "padded": task.padded}.get(name)
+    order = [part.rows for part in task.parts]
+    if even is not None:
+        order = [rows for rows, _ in even]
         width = even[0][1].size
         macs = sum(rows.size for rows, _ in even) * width * kernel * outputs
         read = 0 if name == "grouped" else len(even) * width
-        written = task.layer.rows if name == "padded" else 0
+        written = 0
     else:
         macs = sum(part.area for part in task.parts) * kernel * outputs
         read = sum(part.columns.size for part in task.parts)
         written = task.layer.rows if len(task.parts) > 1 else 0
-    if name != "padded" and task.restore(part.rows for part in task.parts) is not None:
+    if task.restore(order) is not None:
         written += task.layer.rows
     return float(macs + (read * places + written * outputs) * case.target.copy_macs)
 

@@ -192,6 +192,33 @@ def test_one_gather_serves_all_who_read_the_same():
     assert len(set(read)) == 3
 
 
+@pytest.mark.parametrize(
+    ("rows", "forms"),
+    [
+        # Where rows have to be put in order behind, nothing has to be gathered in front.
+        ("shuffled", {"grouped": ["Conv", "Gather"]}),
+        # Where they are in order as it is, either side may be put in order.
+        ("turned", {"grouped": ["Conv", "Gather"], "gathered": ["Gather", "Conv"]}),
+        ("in order", {"grouped": ["Conv"]}),
+    ],
+)
+def test_blocks_side_by_side_need_one_gather_at_most(rows, forms):
+    g = Graph(seed=3)
+    weight = g.normal(16, 16, 3, 3)
+    mask = np.kron(np.eye(4), np.ones((4, 4)))
+    order = {"shuffled": g.rng.permutation(16), "turned": np.arange(16) ^ 12}
+    mask = mask[order.get(rows, np.arange(16))]
+    g.constants[weight] *= mask[:, :, None, None]
+    y = g.conv(g.input("x", (1, 16, 8, 8)), 16, weight=weight)
+    case = strategies.Case(g.model(y), {}, "", g)
+    for form in ("grouped", "gathered"):
+        model, report = lowered(case.proto, lowering=form, target=ANY_GROUP)
+        assert report.modified == (form in forms)
+        if report.modified:
+            judge(case, model)
+            assert [node.op_type for node in model.graph] == forms[form]
+
+
 def test_layers_in_a_row_are_all_lowered():
     g = Graph(seed=2)
     x = g.conv(g.input("x", (1, 3, 8, 8)), 16, 3)
