@@ -26,7 +26,8 @@ def deploykit(*arguments: str) -> None:
 with tempfile.TemporaryDirectory() as folder:
     found, out = Path(folder) / "found", Path(folder) / "out"
     ticket = found / "ticket.safetensors"
-    # Half of the weights go, in whole channels. Killed and started again, it goes on where it was.
+    # Of the channels half stay, as of the mask's weights, and so about a quarter of the weights (--match weights: half).
+    # Killed and started again, it goes on where it was.
     deploykit("find", TASK, "-o", str(found), "--structure", "refill", "--sparsity", "0.5")
     deploykit("optimize", TASK, "--ticket", str(ticket), "-o", str(out), "--duration", "0.3")
 

@@ -44,6 +44,8 @@ def command(
 ) -> None:
     """Show the sparsity of every layer of SOURCE, which channels could be removed, and why others could not.
 
+    SOURCE is an ONNX model, or a PyTorch model as package.module:object, with --ticket in it.
+
     The passes run on a copy; nothing is measured and nothing is written.
     """
     verbosity = set_verbosity(ctx, verbose, quiet, log_file)

@@ -360,11 +360,23 @@ def test_masks_define_the_original(run, tmp_path, built_in, measured):
     assert not same_function(dense, tmp_path / "out" / "model.onnx")
 
 
-def test_a_mask_that_does_not_fit_is_told(run, network, tmp_path, built_in):
-    np.savez(tmp_path / "masks.npz", w1=np.ones((2, 2)))
+@pytest.mark.parametrize(
+    ("masks", "message"),
+    [
+        ({"w1": np.ones((2, 2))}, "the mask 'w1' has shape [2, 2], its weight [64, 256]"),
+        ({"w1": np.full((64, 256), 0.5)}, "'w1' holds values other than 0 and 1, such as 0.5"),
+        (
+            {"w1": np.full((64, 256), "yes")},
+            "'w1' holds values other than 0 and 1, such as yes",
+        ),
+        ({}, "holds no mask"),
+    ],
+)
+def test_a_mask_that_does_not_fit_is_told(run, network, tmp_path, built_in, masks, message):
+    np.savez(tmp_path / "masks.npz", **masks)
     result = run("optimize", network, "-o", tmp_path / "out", "--masks", tmp_path / "masks.npz")
     assert result.exit_code == 2
-    assert "the mask 'w1' has shape [2, 2], its weight [64, 256]" in result.stderr
+    assert message in result.stderr
 
 
 def test_external_data_stays_external(run, external_network, tmp_path, built_in, measured):

@@ -271,6 +271,16 @@ def test_the_page_is_whole_and_shows_names_as_they_are(changes):
         assert skip.reason in shown
 
 
+def test_one_of_a_kind_is_told_as_one():
+    (first, *_) = VARIANTS["of a ticket"]["ticket_layers"]
+    report = make_report(ticket_layers=(dataclasses.replace(first, blocks=1),))
+    record = dataclasses.replace(report.passes[0], changes=report.passes[0].changes[:1])
+    shown = page.render(dataclasses.replace(report, passes=(record,)))
+    assert "in the order of its block<" in shown
+    assert ">1 change<" in shown
+    assert not re.search(r"\b1 (changes|blocks|weights)\b", shown)
+
+
 def test_a_ticket_says_how_good_it_is_and_what_the_original_is():
     report = make_report(**VARIANTS["of a ticket"])
     out = io.StringIO()
