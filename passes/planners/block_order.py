@@ -249,7 +249,8 @@ def _add_wishes(
 def _column_labels(blocks: Blocks) -> tuple[Array | None, bool]:
     """A label for each column such that blocks stand together if labels do, and whether they have to be in order.
 
-    Columns that no block reads stand behind the others. None where blocks share columns in such a way that there is no order.
+    Columns that no block reads stand behind the others. Columns that blocks share which are no neighbours stand with the first of
+    them, and the other block has to gather. None where most blocks would have to.
     """
     count = len(blocks.parts)
     member = np.zeros((count, blocks.shape[1]), dtype=bool)
@@ -262,15 +263,15 @@ def _column_labels(blocks: Blocks) -> tuple[Array | None, bool]:
     np.fill_diagonal(shared, 0)
     place = np.empty(count, dtype=np.int64)
     place[_row_of_blocks(shared)] = np.arange(count)
+    places = np.where(member, place[:, None], -1)
+    last = places.max(axis=0)
+    first = np.where(member, place[:, None], count).min(axis=0)
     # Twice the mean place of the blocks that read a column: 0, 1, 2, ... where neighbours share some.
-    middle = 2 * (place @ member) / np.maximum(depth, 1)
-    middle[depth == 0] = 2 * count
+    middle = np.where(last - first == depth - 1, first + last, 2 * first)
     labels = np.unique(middle, return_inverse=True)[1].reshape(-1)
     order = np.argsort(labels, kind="stable")
-    runs = (np.flatnonzero(line[order]) for line in member)
-    if all((np.diff(run) == 1).all() for run in runs):
-        return labels, True
-    return None, True
+    together = [bool((np.diff(np.flatnonzero(line[order])) == 1).all()) for line in member]
+    return (labels, True) if 2 * sum(together) > count else (None, True)
 
 
 def _row_of_blocks(shared: Array) -> Array:
