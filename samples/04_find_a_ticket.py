@@ -26,7 +26,7 @@ def deploykit(*arguments: str) -> None:
 with tempfile.TemporaryDirectory() as folder:
     found, out = Path(folder) / "found", Path(folder) / "out"
     ticket = found / "ticket.safetensors"
-    # The mask drops half of the weights; refill keeps half of the channels, and so about a quarter of the weights.
+    # The mask drops half of the weights. refill keeps as many of the channels, so that fewer weights are left: it says so.
     # Killed and started again, it goes on where it was.
     deploykit("find", TASK, "-o", str(found), "--structure", "refill", "--sparsity", "0.5")
     deploykit("optimize", TASK, "--ticket", str(ticket), "-o", str(out), "--duration", "0.3")

@@ -161,9 +161,9 @@ def apply_structure(
     if structure.match == "rows" and found - left > TELLING:
         notes.insert(
             0,
-            f"{structure.name} keeps the mask's share of channels, so that weights, each of which needs its input and its output "
-            f"channel, fall to about its square: {1 - left:.1%} of them are dropped, and {1 - found:.1%} by the mask. To keep the "
-            "mask's share of weights, give --match weights",
+            f"{structure.name} keeps the mask's share of channels, and so fewer weights, down to about the square of it: "
+            f"{1 - left:.1%} of the weights are dropped, and {1 - found:.1%} by the mask. To keep the mask's share of weights, give "
+            "--match weights",
         )
     return Structured(made, {}, tuple(notes), dict(masks))
 

@@ -289,8 +289,8 @@ for name in sys.argv[1:]:
 
 def work():
     atexit.register(slowly, "closing")
-    print("working", flush=True)
     try:
+        print("working", flush=True)
         time.sleep(60)
     except KeyboardInterrupt:
         slowly("ending")

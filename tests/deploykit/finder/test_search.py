@@ -131,7 +131,7 @@ def test_refill_says_where_it_leaves_fewer_weights_than_the_mask(tmp_path):
         if match == "rows":
             assert row.sparsity > 0.6
             assert (
-                f"{row.sparsity:.1%} of them are dropped, and 50.0% by the mask"
+                f"{row.sparsity:.1%} of the weights are dropped, and 50.0% by the mask"
                 in told[match][0]
             )
     assert [len(told[match]) for match in ("rows", "weights")] == [1, 0]
