@@ -258,7 +258,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if missing:
         print(f"{missing} rows are missing: start it again.", file=sys.stderr)
     if done and not (options.quick or options.only) and options.form == blocks.FORM:
-        lacking = f"{missing} of {len(wanted)} rows were not measured yet.\n\n" if missing else ""
+        lacking = (
+            f"{missing} of {len(wanted)} rows were not measured yet.\n\n" if missing else ""
+        )
         _save(done, lacking + text, options)
     if any(row["failures"] for row in done):
         return 1
