@@ -84,10 +84,7 @@ def refuse_gathered(task: BlockedLayer) -> str | None:
 def emit_gathered(task: BlockedLayer, tape: Tape, data: ir.Value) -> ir.Value:
     """One Gather, and a Conv with a group for each block."""
     assert task.even is not None, "refused otherwise"  # noqa: S101
-    places = np.concatenate([task.real(columns) for _, columns in task.even])
-    picked = tape.pick(data, 1, places, task.layer.columns)
-    made = _convolve(task, tape, picked, task.even)
-    return _restored(task, tape, made, [rows for rows, _ in task.even])
+    return _gather(task, tape, data, task.even)
 
 
 def refuse_padded(task: BlockedLayer) -> str | None:
@@ -101,10 +98,7 @@ def refuse_padded(task: BlockedLayer) -> str | None:
 def emit_padded(task: BlockedLayer, tape: Tape, data: ir.Value) -> ir.Value:
     """One Gather, a Conv with a group for each block, and a Gather of the rows that are real."""
     assert task.padded is not None, "refused otherwise"  # noqa: S101
-    places = np.concatenate([task.real(columns) for _, columns in task.padded])
-    picked = tape.pick(data, 1, places, task.layer.columns)
-    made = _convolve(task, tape, picked, task.padded)
-    return _restored(task, tape, made, [rows for rows, _ in task.padded])
+    return _gather(task, tape, data, task.padded)
 
 
 def refuse_split(task: BlockedLayer) -> str | None:
@@ -127,6 +121,16 @@ def emit_split(task: BlockedLayer, tape: Tape, data: ir.Value) -> ir.Value:
         sizes={1: task.layer.rows},
     )
     return _restored(task, tape, node.outputs[0], [part.rows for part in task.parts])
+
+
+def _gather(
+    task: BlockedLayer, tape: Tape, data: ir.Value, parts: tuple[tuple[Array, Array], ...]
+) -> ir.Value:
+    """A Gather of what each part reads, a Conv with a group for each, and the rows in order."""
+    places = np.concatenate([task.real(columns) for _, columns in parts])
+    picked = tape.pick(data, 1, places, task.layer.columns)
+    made = _convolve(task, tape, picked, parts)
+    return _restored(task, tape, made, [rows for rows, _ in parts])
 
 
 def _convolve(
