@@ -38,6 +38,10 @@ SMOOTH = (
 )
 
 
+MOST_TEXT = 20_000
+"""Characters of a model in the message about a failing example."""
+
+
 @dataclasses.dataclass(frozen=True, repr=False)
 class Case:
     """A drawn model.
@@ -60,7 +64,8 @@ class Case:
 
     def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
         """The model as text: what a failing example prints."""
-        text = onnx.printer.to_text(self.proto)
+        # What is longer hypothesis takes for a mistake.
+        text = onnx.printer.to_text(self.proto)[:MOST_TEXT]
         printer.text(f"zeros: {self.zeros}, sizes: {self.sizes}\n{text}")
 
 
