@@ -255,11 +255,16 @@ def _channel_bar(entry: Entry) -> Bar:
 
     count = Count(None, None) if entry.layer is None else entry.layer.outputs
     before, after = both(f"layers.{entry.layer_index}.outputs", count)
+    # A weight that became several has no count of its own any more, and all of its channels.
+    left, told = count.after, arrow(count.before, count.after)
+    form = None if entry.layer is None else entry.layer.form
+    if form is not None:
+        left, told = count.before, f"{count.before}, {form.partition(',')[0]}"
     return plots.Bar(
         entry.name,
-        arrow(count.before, count.after),
+        told,
         count.before,
-        count.after,
+        left,
         (before, after),
         (before,),
         (after,),
