@@ -20,7 +20,7 @@ from passes.analysis.channels import check_names
 from passes.analysis.fixed_sizes import fixed_sizes
 from passes.base import Change, Option, Pass, PassReport, Skip
 from passes.errors import PlanMismatch
-from passes.lowerings import DENSE, LOWERINGS
+from passes.lowerings import DENSE, LOWERINGS, find_lowering
 from passes.lowerings.alone import Case
 from passes.lowerings.tape import Tape
 from passes.lowerings.task import BlockedLayer
@@ -241,12 +241,11 @@ def carry_out(
     data = layer.node.inputs[0]
     assert data is not None, "a layer is only made where there is one"  # noqa: S101
     constants = [value for value in layer.node.inputs[1:] if value is not None]
-    emit = next(each.emit for each in LOWERINGS if each.name == name)
     label = layer.node.name or layer.name
     # What does its work takes its name: those who time or name layers find it again.
     layer.node.name = None
     tape = Tape(graph, label, layer.dtype, layer.node, gathers)
-    replace(graph, layer.node, emit(case.task, tape, data))
+    replace(graph, layer.node, find_lowering(name).emit(case.task, tape, data))
     drop_unread(graph, constants)
 
 

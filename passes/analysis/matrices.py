@@ -49,11 +49,17 @@ class Layer:
         """Of a convolution; 1 for a product."""
         return attribute_int(self.node, "group", 1) if self.kind == "conv" else 1
 
+    @property
+    def stored(self) -> Array:
+        """The weight as the node reads it."""
+        held = weights.constant(self.weight)
+        assert held is not None, "a layer is only made where there is one"  # noqa: S101
+        return held
+
     @functools.cached_property
     def array(self) -> Array:
         """The weight, shape `(rows, columns / groups, *kernel)`."""
-        held = weights.constant(self.weight)
-        assert held is not None, "a layer is only made where there is one"  # noqa: S101
+        held = self.stored
         if self.kind == "conv" or (
             self.node.op_type == "Gemm" and attribute_int(self.node, "transB", 0)
         ):

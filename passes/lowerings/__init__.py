@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from passes.lowerings.tape import Tape
     from passes.lowerings.task import BlockedLayer
 
-__all__ = ["DENSE", "LOWERINGS", "Lowering", "fitting"]
+__all__ = ["DENSE", "LOWERINGS", "Lowering", "find_lowering", "fitting"]
 
 DENSE: Final = "dense"
 """Name of the layer as it is."""
@@ -55,3 +55,8 @@ LOWERINGS: Final[tuple[Lowering, ...]] = (
 def fitting(task: BlockedLayer) -> list[Lowering]:
     """Those that fit a layer, the simplest first."""
     return [lowering for lowering in LOWERINGS if lowering.refuse(task) is None]
+
+
+def find_lowering(name: str) -> Lowering:
+    """The one of that name."""
+    return next(lowering for lowering in LOWERINGS if lowering.name == name)

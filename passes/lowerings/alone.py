@@ -11,8 +11,8 @@ import numpy as np
 import onnx_ir as ir
 
 from passes import weights
-from passes.lowerings import DENSE, LOWERINGS, fitting
-from passes.lowerings.tape import Tape
+from passes.lowerings import DENSE, find_lowering, fitting
+from passes.lowerings.tape import Tape, is_run
 
 if TYPE_CHECKING:
     from passes.analysis.compact import Array
@@ -50,7 +50,7 @@ class Case:
         task = self.task
         attributes = sorted(str(each) for each in task.layer.node.attributes.values())
         parts = sorted(
-            (part.rows.size, part.columns.size, _is_run(part.rows), _is_run(part.columns))
+            (part.rows.size, part.columns.size, is_run(part.rows), is_run(part.columns))
             for part in task.parts
         )
         text = repr(
@@ -92,9 +92,9 @@ class Case:
         is_conv = layer.kind == "conv"
         data = _still(tape, source, len(layer.kernel), "before") if is_conv else source
         if name == DENSE:
-            inputs: list[ir.Value | None] = [data, tape.constant("weight", _held(task))]
+            inputs: list[ir.Value | None] = [data, tape.constant("weight", layer.stored)]
             for value in layer.node.inputs[2:]:
-                held = None if value is None else _constant(value)
+                held = weights.constant(value)
                 inputs.append(None if held is None else tape.constant("addend", held))
             node = tape.write(
                 layer.node.op_type,
@@ -106,8 +106,7 @@ class Case:
             node.outputs[0].shape = None
             made = node.outputs[0]
         else:
-            emit = next(each.emit for each in LOWERINGS if each.name == name)
-            made = emit(task, tape, data)
+            made = find_lowering(name).emit(task, tape, data)
         if is_conv:
             made = _still(tape, made, len(layer.kernel), "after")
         made.shape = ir.Shape([None] * task.rank)
@@ -130,18 +129,3 @@ def _still(tape: Tape, value: ir.Value, rank: int, hint: str) -> ir.Value:
         attributes=[ir.AttrInt64s("kernel_shape", [1] * rank)],
         like=value,
     ).outputs[0]
-
-
-def _held(task: BlockedLayer) -> Array:
-    """The weight as the node reads it."""
-    held = _constant(task.layer.weight)
-    assert held is not None, "a layer is only made where there is one"  # noqa: S101
-    return held
-
-
-def _constant(value: ir.Value) -> Array | None:
-    return weights.constant(value)
-
-
-def _is_run(places: Array) -> bool:
-    return bool((np.diff(places) == 1).all())

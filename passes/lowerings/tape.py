@@ -13,7 +13,7 @@ from passes import weights
 if TYPE_CHECKING:
     from passes.analysis.compact import Array
 
-__all__ = ["Tape"]
+__all__ = ["Tape", "is_run"]
 
 FIRST_WITH_SLICE_INPUTS = 10
 
@@ -108,8 +108,7 @@ class Tape:
         key = (value, axis, np.asarray(index, dtype=np.int64).tobytes())
         if key in self._gathers:
             return self._gathers[key]
-        is_run = bool((np.diff(index) == 1).all())
-        if is_run and self.graph.opset_imports.get("", 0) >= FIRST_WITH_SLICE_INPUTS:
+        if is_run(index) and self.graph.opset_imports.get("", 0) >= FIRST_WITH_SLICE_INPUTS:
             bounds = [
                 self.constant(hint, np.asarray([number], dtype=np.int64))
                 for hint, number in (
@@ -142,3 +141,8 @@ class Tape:
             free = f"{name}_{number}"
         self._values.add(free)
         return free
+
+
+def is_run(places: Array) -> bool:
+    """Whether positions follow one another, so that a Slice can take them."""
+    return bool((np.diff(places) == 1).all())

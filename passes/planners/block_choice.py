@@ -6,9 +6,8 @@ import dataclasses
 import math
 from typing import TYPE_CHECKING, Final
 
-import numpy as np
-
 from passes.lowerings import DENSE
+from passes.lowerings.tape import is_run
 
 if TYPE_CHECKING:
     from passes.lowerings.alone import Case
@@ -98,9 +97,7 @@ def _estimate_product(case: Case, name: str) -> float:
     macs = sum(part.area for part in task.parts)
     rows = task.layer.rows
     is_restored = task.restore(part.rows for part in task.parts) is not None
-    taken = sum(
-        part.columns.size for part in task.parts if not (np.diff(part.columns) == 1).all()
-    )
+    taken = sum(part.columns.size for part in task.parts if not is_run(part.columns))
     if name == "products-of-rows":
         # Turned twice; then whole rows are copied.
         moved = (task.layer.columns + 2 * rows + taken + rows * is_restored) * RUN

@@ -18,6 +18,7 @@ import numpy as np
 from passes.analysis.axis_rules.contraction import Weighted
 from passes.analysis.tags import Conflict, Pin
 from passes.base import Change, Skip
+from passes.lowerings.tape import is_run
 from passes.plans import PermutePlan
 
 if TYPE_CHECKING:
@@ -270,7 +271,7 @@ def _column_labels(blocks: Blocks) -> tuple[Array | None, bool]:
     middle = np.where(last - first == depth - 1, first + last, 2 * first)
     labels = np.unique(middle, return_inverse=True)[1].reshape(-1)
     order = np.argsort(labels, kind="stable")
-    together = [bool((np.diff(np.flatnonzero(line[order])) == 1).all()) for line in member]
+    together = [is_run(np.flatnonzero(line[order])) for line in member]
     return (labels, True) if 2 * sum(together) > count else (None, True)
 
 
