@@ -88,6 +88,11 @@ class Step:
         """The pass's name."""
         return self.kind.name
 
+    @property
+    def is_exact(self) -> bool:
+        """Whether it preserves the function, with these options."""
+        return self.kind.is_exact_with(self.options)
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Made:

@@ -197,7 +197,7 @@ class Job:
     @property
     def is_exact(self) -> bool:
         """Whether every pass claims to preserve the function."""
-        return all(step.kind.exact for step in self.steps)
+        return all(step.is_exact for step in self.steps)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -380,7 +380,7 @@ def _planned(
         groups=found,
         reason=(
             "this is what exact removal would do; nothing was measured or written"
-            if all(step.kind.exact for step in steps)
+            if all(step.is_exact for step in steps)
             else "this is what would be done; nothing was measured or written, and the outputs were not compared"
         ),
         warnings=(
@@ -768,7 +768,7 @@ def _rival_fault(job: Job, name: str, found: Validation) -> str | None:
     """
     saved = next(saved for saved in job.forms if saved.form.name == name)
     if not job.is_exact and all(
-        step.kind.exact for step in saved.steps if step.name in saved.form.added
+        step.is_exact for step in saved.steps if step.name in saved.form.added
     ):
         plain = job.forms[0]
         inputs = job.start.reference.inputs

@@ -24,10 +24,10 @@ if TYPE_CHECKING:
 
 __all__ = ["PlannedStep", "SavedPlan", "check_place", "read", "write"]
 
-SCHEMA_VERSION = "1.1"
+SCHEMA_VERSION = "1.2"
 ABOUT = (
     "What each pass does, by the tensor whose channels it cuts (drop), adds (pad: how many zero channels behind which) or puts "
-    "in another order, and by the weight that it computes in another form. Delete channels, entries or passes; 'deploykit optimize MODEL -o OUT --plan FILE' carries out the rest."
+    "in another order, and by the weight that it computes in another form or that obeys a pattern of zeros. Delete channels, entries or passes; 'deploykit optimize MODEL -o OUT --plan FILE' carries out the rest."
 )
 NUMBERS = re.compile(r"\[\s+([-0-9,\s]+?)\s+\]")
 
@@ -122,7 +122,7 @@ def to_json(saved: SavedPlan) -> str:
 
 
 def _step_document(step: PlannedStep) -> dict[str, object]:
-    from passes.plans import BlockPlan, ChannelPlan, PermutePlan
+    from passes.plans import BlockPlan, ChannelPlan, PermutePlan, SparsePlan
 
     document: dict[str, object] = {"name": step.name, "options": dict(step.options)}
     match step.plan:
@@ -137,6 +137,16 @@ def _step_document(step: PlannedStep) -> dict[str, object]:
             document["forms"] = [
                 {"weight": name, "form": form, "why": reasons.get(name, "")}
                 for name, form in lowerings.items()
+            ]
+        case SparsePlan(axes, patterns, reasons):
+            document["patterns"] = [
+                {
+                    "weight": name,
+                    "axis": axis,
+                    "pattern": patterns[name],
+                    "why": reasons.get(name, ""),
+                }
+                for name, axis in axes.items()
             ]
     return document
 
@@ -261,20 +271,15 @@ class _Reader:
                     )
 
     def step(self, document: object) -> PlannedStep:
-        from passes.plans import BlockPlan, PermutePlan
+        from passes.plans import BlockPlan, PermutePlan, SparsePlan
 
         name = self.text(document, "name", "a pass")
-        kinds = ("channels", "orders", "forms")
+        kinds = ("channels", "orders", "forms", "patterns")
         self.known(document, ("name", "options", *kinds), f"the pass '{name}'")
         wanted = registry.find(name).kind.plan_kind
         options = self.take(document, "options", dict, f"'{name}'")
-        key = (
-            "orders"
-            if wanted is PermutePlan
-            else "forms"
-            if wanted is BlockPlan
-            else "channels"
-        )
+        known = {PermutePlan: "orders", BlockPlan: "forms", SparsePlan: "patterns"}
+        key = "channels" if wanted is None else known.get(wanted, "channels")
         for other in kinds:
             if isinstance(document, dict) and document.get(other):
                 if wanted is None:
@@ -286,7 +291,12 @@ class _Reader:
         rows: Sequence[object] = []
         if isinstance(document, dict) and key in document:
             rows = self.take(document, key, list, f"'{name}'")
-        read = {"channels": self.channels, "orders": self.orders, "forms": self.forms}[key]
+        read = {
+            "channels": self.channels,
+            "orders": self.orders,
+            "forms": self.forms,
+            "patterns": self.patterns,
+        }[key]
         return PlannedStep(name, options, read(name, rows))
 
     def channels(self, name: str, rows: Sequence[object]) -> Plan:
@@ -340,6 +350,21 @@ class _Reader:
             self.known(row, ("weight", "form", "why"), where)
             forms[weight] = self.text(row, "form", where)
         return BlockPlan(forms)
+
+    def patterns(self, name: str, rows: Sequence[object]) -> Plan:
+        from passes.plans import SparsePlan
+
+        axes: dict[str, int] = {}
+        patterns: dict[str, str] = {}
+        for row in rows:
+            weight = self.text(row, "weight", f"an entry of '{name}'")
+            if weight in axes:
+                raise self.wrong(f"'{name}' lists '{weight}' twice")
+            where = f"the entry for '{weight}'"
+            self.known(row, ("weight", "axis", "pattern", "why"), where)
+            axes[weight] = self.number(self.take(row, "axis", int, where), where)
+            patterns[weight] = self.text(row, "pattern", where)
+        return SparsePlan(axes, patterns)
 
     def number(self, value: object, where: str) -> int:
         try:

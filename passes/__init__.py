@@ -26,9 +26,10 @@ from passes.errors import (
 from passes.group_blocks import GroupBlocks
 from passes.infer_shapes import InferShapes
 from passes.permute_channels import PermuteChannels
-from passes.plans import BlockPlan, ChannelPlan, PermutePlan
+from passes.plans import BlockPlan, ChannelPlan, PermutePlan, SparsePlan
 from passes.prune_channels import PruneChannels
 from passes.remove_channels import RemoveChannels
+from passes.sparse_2_4 import Sparse24
 from passes.targets import TARGETS, Target
 from passes.tidy import Tidy
 
@@ -53,6 +54,8 @@ __all__ = [
     "PruneChannels",
     "RemoveChannels",
     "Skip",
+    "Sparse24",
+    "SparsePlan",
     "Target",
     "Tidy",
     "UnsupportedGraph",
@@ -66,5 +69,6 @@ BUILTIN: Final[tuple[type[Pass], ...]] = (
     GroupBlocks,
     AlignChannels,
     InferShapes,
+    Sparse24,
 )
 """The passes there are, in the order in which they run; only exact ones run unasked."""

@@ -86,13 +86,14 @@ class Pass(abc.ABC):
 
     Attributes:
         name: kebab case.
-        exact: whether the function of the model stays the same.
+        exact: whether the function of the model stays the same; of a pass that is lossy with some options only, set by its
+            constructor (see `is_exact_with`).
         adds_structure: whether it only ever adds to a model, so that nothing but a measurement can justify it.
         plan_kind: the class of its option `plan`, if it has one.
     """
 
     name: ClassVar[str]
-    exact: ClassVar[bool]
+    exact: bool
     adds_structure: ClassVar[bool] = False
     plan_kind: ClassVar[type[Plan] | None] = None
 
@@ -122,6 +123,12 @@ class Pass(abc.ABC):
 
     def ensures(self, model: ir.Model) -> None:  # noqa: B027 - optional by design
         """Check what must hold after the pass."""
+
+    @classmethod
+    def is_exact_with(cls, options: Mapping[str, object]) -> bool:
+        """Whether the function stays the same with these options; the others have their defaults."""
+        del options
+        return cls.exact
 
     @classmethod
     def variants(cls, target: Target) -> tuple[Mapping[str, Option], ...]:

@@ -7,7 +7,7 @@ import json
 from collections.abc import Mapping
 from typing import TypeAlias
 
-__all__ = ["BlockPlan", "ChannelPlan", "PermutePlan", "Plan"]
+__all__ = ["BlockPlan", "ChannelPlan", "PermutePlan", "Plan", "SparsePlan"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,5 +117,30 @@ class BlockPlan:
         return "\n".join(lines) or "nothing to do"
 
 
-Plan: TypeAlias = ChannelPlan | PermutePlan | BlockPlan
+@dataclasses.dataclass(frozen=True)
+class SparsePlan:
+    """Which weights obey a pattern of zeros, as 2:4.
+
+    Attributes:
+        axes: name of the stored weight -> the axis along which its groups lie.
+        patterns: name -> N:M, of at most N elements that are not zero in each M; of all weights above.
+        reasons: name -> how it came to obey, in words.
+    """
+
+    axes: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    patterns: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    reasons: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+    def __bool__(self) -> bool:
+        return bool(self.axes)
+
+    def __str__(self) -> str:
+        lines = [
+            f"{name}: {self.patterns[name]} along axis {axis}"
+            for name, axis in self.axes.items()
+        ]
+        return "\n".join(lines) or "nothing to do"
+
+
+Plan: TypeAlias = ChannelPlan | PermutePlan | BlockPlan | SparsePlan
 """What a pass that takes a plan takes."""
