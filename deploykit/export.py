@@ -30,7 +30,15 @@ if TYPE_CHECKING:
     import onnx_ir as ir
     import torch
 
-__all__ = ["Exported", "Origin", "Tensors", "export", "export_for_analysis", "export_tracked"]
+__all__ = [
+    "Exported",
+    "Origin",
+    "Tensors",
+    "export",
+    "export_for_analysis",
+    "export_tracked",
+    "fold_transposes",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -129,7 +137,7 @@ def export_tracked(
         if name in graph.initializers
     }
     origins = {name: Origin(name, is_transposed=False) for name in state}
-    origins |= _fold_transposes(graph, list(state))
+    origins |= fold_transposes(graph, list(state))
     with _captured():
         from onnxscript import optimizer
 
@@ -379,8 +387,16 @@ def _own(model: ir.Model) -> None:
     graph.metadata_props.clear()
 
 
-def _fold_transposes(graph: ir.Graph, names: Sequence[str]) -> dict[str, Origin]:
-    """Carry out what Linear layers do to their weights; the result gets the weight's name, where nobody else reads that."""
+def fold_transposes(graph: ir.Graph, names: Sequence[str]) -> dict[str, Origin]:
+    """Carry out what Linear layers do to their weights; the result gets the weight's name, where nobody else reads that.
+
+    Args:
+        graph: as the exporter writes it down; changed.
+        names: initializers to look at.
+
+    Returns:
+        where the transposes come from, by initializer.
+    """
     from passes import weights
 
     found: dict[str, Origin] = {}

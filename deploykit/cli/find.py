@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -15,13 +16,15 @@ from deploykit.cli.search_narration import SearchNarration
 from deploykit.errors import UsageError
 
 if TYPE_CHECKING:
-    from deploykit.finder.search import Result, Settings
+    from deploykit.finder.search import Result
+    from deploykit.finder.settings import Settings
     from deploykit.finder.trial import Trial
 
 __all__ = ["command"]
 
 # Written out, because what knows them imports torch; a test compares.
 SOURCES = ("imp", "omp", "random", "snip", "grasp", "synflow")
+NM_METHODS = ("asp", "ste", "sr-ste")
 STRUCTURES = ("none", "refill", "refill+", "regroup")
 CRITERIA = ("remaining-l1", "remaining-count", "feature-l1", "feature-l2", "saliency")
 ROUNDS = 10
@@ -52,10 +55,10 @@ def search_options(command: Command) -> Command:
     options = [
         click.option(
             "--source",
-            type=click.Choice(SOURCES),
+            type=click.Choice([*SOURCES, *NM_METHODS]),
             default="imp",
             show_default=True,
-            help="What chooses the weights that stay.",
+            help="What chooses the weights that stay; asp, ste and sr-ste train N:M masks, of which sparse tensor cores make use.",
         ),
         click.option(
             "--structure",
@@ -96,7 +99,7 @@ def search_options(command: Command) -> Command:
             callback=read_rewind,
             metavar="EPOCH",
             help="Start tickets from the weights after this epoch; 'none': go on from the round before. "
-            "[default: a twentieth of the epochs for imp and omp, else 0]",
+            "[default: a twentieth of the epochs for imp and omp, none for asp, else 0]",
         ),
         click.option(
             "--seed", type=int, default=0, show_default=True, help="Of everything random."
@@ -194,6 +197,38 @@ def structure_options(command: Command) -> Command:
     return command
 
 
+def nm_options(command: Command) -> Command:
+    """How N:M masks are trained."""
+    options = [
+        click.option(
+            "--pattern",
+            default="2:4",
+            show_default=True,
+            metavar="N:M",
+            help="asp, ste, sr-ste: of every M consecutive input channels N weights stay.",
+        ),
+        click.option(
+            "--transposable",
+            is_flag=True,
+            help="asp, ste, sr-ste: obey along outputs, too, so that the backward pass can make use of it.",
+        ),
+        click.option(
+            "--decay",
+            type=click.FloatRange(min=0.0, min_open=True),
+            metavar="D",
+            help="sr-ste: part of each dropped weight that is added to its gradient. [default: 0.0002]",
+        ),
+        click.option(
+            "--permute/--no-permute",
+            default=True,
+            help="asp, ste, sr-ste: first put channels in the order in which the mask keeps the most. [default: permute]",
+        ),
+    ]
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
 def engine_options(command: Command) -> Command:
     """Where training runs."""
     options = [
@@ -235,6 +270,7 @@ def engine_options(command: Command) -> Command:
 @click.option("--force", is_flag=True, help="Replace another search in that folder.")
 @search_options
 @structure_options
+@nm_options
 @engine_options
 @output_options
 @click.pass_context
@@ -262,6 +298,9 @@ def command(
     repeats. Every round is saved: killed or interrupted, the same command goes on where it was and comes to the same
     ticket, bit for bit. 'deploykit optimize TASK --ticket OUT/ticket.safetensors' makes it fast.
 
+    With --source asp, ste or sr-ste it trains weights of which N of every M consecutive input channels are left (2:4): a dense
+    network is trained to compare with, and one under masks.
+
     Built-in tasks: digits, mnist, fashion_resnet8, fashion_resnet20, fashion_vgg, fashion_mobilenet, watch and tones in
     deploykit.finder.tasks.
     """
@@ -278,12 +317,13 @@ def command(
     if threads is not None:
         torch.set_num_threads(threads)
     from deploykit.finder.engine import make_engine
-    from deploykit.finder.search import check_settings, search
+    from deploykit.finder.search import search
+    from deploykit.finder.settings import check_settings
     from deploykit.finder.task import load_task
     from deploykit.finder.trial import Trial, try_seeds
     from deploykit.finder.verdict import MARGIN
 
-    check_options(ctx, given["structure"])
+    check_options(ctx, given["structure"], given["source"])
     if margin is not None and seeds is None:
         msg = "--margin belongs to --seeds: one seed allows no verdict. Give both, or neither."
         raise UsageError(msg)
@@ -324,24 +364,33 @@ def command(
         closing_line(ok=True, began=began, command=command_line(), verbosity=verbosity)
 
 
-def check_options(ctx: click.Context, structure: str) -> None:
-    """Refuse options of another structure than the one that is asked for: they would do nothing.
+def check_options(ctx: click.Context, structure: str, source: str) -> None:
+    """Refuse options of another structure or source than the one that is asked for: they would do nothing.
 
     Raises:
         UsageError: one was given.
     """
-    owners = {
+    structures = {
         "refill or refill+": ("criterion", "multiple", "match"),
         "refill+": ("extra",),
         "regroup": ("columns", "blocks", "form", "target", "group_aware"),
     }
-    for owner, names in owners.items():
-        for name in names:
-            given = ctx.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE
-            if given and structure not in owner.split(" or "):
-                option = name.replace("_", "-")
-                msg = f"--{option} belongs to --structure {owner}, and this is '{structure}'. Leave it out, or change that."
-                raise UsageError(msg)
+    sources = {
+        ", ".join(SOURCES): ("structure", "rounds", "sparsity", "rate", "every_round"),
+        ", ".join(NM_METHODS): ("pattern", "transposable", "permute"),
+        "sr-ste": ("decay",),
+    }
+    for kind, value, owners in (
+        ("structure", structure, structures),
+        ("source", source, sources),
+    ):
+        for owner, names in owners.items():
+            for name in names:
+                given = ctx.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE
+                if given and value not in re.split(" or |, ", owner):
+                    option = name.replace("_", "-")
+                    msg = f"--{option} belongs to --{kind} {owner}, and this is '{value}'. Leave it out, or change that."
+                    raise UsageError(msg)
 
 
 def make_settings(task: str, **given: Any) -> Settings:  # noqa: ANN401 - options of several types
@@ -350,7 +399,8 @@ def make_settings(task: str, **given: Any) -> Settings:  # noqa: ANN401 - option
     Raises:
         UsageError: options do not fit together.
     """
-    from deploykit.finder.search import Settings
+    from deploykit.finder.nm import NM, Pattern
+    from deploykit.finder.settings import Settings
     from deploykit.finder.structuring import Structure
 
     options = {
@@ -361,7 +411,11 @@ def make_settings(task: str, **given: Any) -> Settings:  # noqa: ANN401 - option
         )
     }
     rounds, sparsity = given["rounds"], given["sparsity"]
-    if rounds is None and sparsity is None:
+    nm = None
+    if given["source"] in NM_METHODS:
+        pattern = Pattern.parse(given["pattern"], transposable=given["transposable"])
+        nm = NM(pattern, given["decay"], permute=given["permute"])
+    elif rounds is None and sparsity is None:
         rounds = ROUNDS
     name = given["structure"]
     return Settings(
@@ -377,6 +431,7 @@ def make_settings(task: str, **given: Any) -> Settings:  # noqa: ANN401 - option
         every_round=given["every_round"],
         group_aware=given["group_aware"],
         deterministic=given["deterministic"],
+        nm=nm,
     )
 
 

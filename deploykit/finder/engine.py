@@ -48,6 +48,11 @@ class Engine(Protocol):
     precision: str
     can_checkpoint: bool
 
+    @property
+    def gradient_scale(self) -> float:
+        """What gradients are multiplied with until the optimizer's step, so that float16 does not lose them."""
+        ...
+
     def prepare(self, model: nn.Module, optimizer: Optimizer) -> tuple[nn.Module, Optimizer]:
         """The model and its optimizer as training calls them; the model lies on `device` already."""
         ...
@@ -114,6 +119,11 @@ class PlainEngine:
             torch.amp.GradScaler(self.device.type) if self._amp is torch.float16 else None
         )
         self.can_checkpoint = self._scaler is None
+
+    @property
+    def gradient_scale(self) -> float:
+        """1 without a scaler."""
+        return 1.0 if self._scaler is None else float(self._scaler.get_scale())
 
     def prepare(self, model: nn.Module, optimizer: Optimizer) -> tuple[nn.Module, Optimizer]:
         """The model, in DistributedDataParallel where there are several processes."""
@@ -199,6 +209,12 @@ class AccelerateEngine(PlainEngine):
         self.precision = str(self._accelerator.mixed_precision)
         self.can_checkpoint = self._accelerator.scaler is None
         self._owns_group = True
+
+    @property
+    def gradient_scale(self) -> float:
+        """1 without a scaler."""
+        scaler = self._accelerator.scaler
+        return 1.0 if scaler is None else float(scaler.get_scale())
 
     def prepare(self, model: nn.Module, optimizer: Optimizer) -> tuple[nn.Module, Optimizer]:
         """The model and the optimizer, wrapped by Accelerate."""

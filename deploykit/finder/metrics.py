@@ -8,6 +8,7 @@ import io
 from collections.abc import Sequence
 from typing import Any
 
+from deploykit.finder.nm.sad import per_weight, summarize
 from deploykit.finder.training import Epoch
 
 __all__ = ["Row", "as_csv", "as_picture", "as_record"]
@@ -27,6 +28,7 @@ class Row:
         epochs: its training, epoch by epoch.
         file: where it lies in the result folder.
         notes: what is to be said of it: layers without weights, or without blocks.
+        masked: weights whose masks were chosen anew at every step; 0 where masks stayed.
     """
 
     round: int
@@ -38,6 +40,7 @@ class Row:
     epochs: tuple[Epoch, ...]
     file: str
     notes: tuple[str, ...] = ()
+    masked: int = 0
 
     @property
     def form(self) -> str:
@@ -59,6 +62,7 @@ class Row:
 
 def as_record(row: Row) -> dict[str, Any]:
     """A row in JSON's types, without its epochs, which the CSV has."""
+    sad = summarize(row.epochs, row.masked)
     return {
         "round": row.round,
         "structure": row.structure,
@@ -69,24 +73,33 @@ def as_record(row: Row) -> dict[str, Any]:
         "test": row.test,
         "file": row.file,
         "notes": list(row.notes),
+        **({} if sad is None else {"sad": sad}),
     }
 
 
 def as_csv(rows: Sequence[Row]) -> bytes:
-    """One line an epoch; the test metric is told after the last one."""
+    """One line an epoch; the test metric is told after the last one.
+
+    SAD is there where masks changed: how many of their elements did in the epoch, and how many of a weight in a step.
+    """
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
+    moves = any(row.masked for row in rows)
     writer.writerow(
         [
             *("round", "structure", "kept", "total", "remaining", "sparsity"),
             *("epoch", "loss", "validation", "test"),
+            *(("sad", "sad_per_weight") if moves else ()),
         ]
     )
     for row in rows:
         head = [row.round, row.form, row.kept, row.total, row.remaining, row.sparsity]
         for epoch in row.epochs:
             test = row.test if epoch is row.epochs[-1] else ""
-            writer.writerow([*head, epoch.epoch, epoch.loss, epoch.metric, test])
+            sad: tuple[object, ...] = ("", "") if moves else ()
+            if epoch.flips:
+                sad = (sum(epoch.flips), per_weight(epoch, row.masked))
+            writer.writerow([*head, epoch.epoch, epoch.loss, epoch.metric, test, *sad])
     return file.getvalue().encode()
 
 

@@ -7,7 +7,8 @@
     rounds/re-initialised.safetensors    the last round's mask on new weights, if a verdict is asked for
     rounds/random-mask.safetensors       a random mask of the same structure
     rounds/checkpoint.safetensors    a training that is going on
-    metrics.csv, metrics.png         made anew from the rounds after each of them
+    rounds/ordered.safetensors       weights whose channels suit an N:M mask, which it is then trained from
+    metrics.csv, metrics.png, sad.csv, sad.png    made anew from the rounds after each of them
     ticket.safetensors   the last round's
     seeds/               searches with other seeds, if a verdict is asked for
     verdict.json         whether the tickets are winning ones
@@ -58,6 +59,9 @@ FOLLOWING: Mapping[str, tuple[str, ...]] = {
     "prunable": ("total",),
     "data": ("loss", "metric", "schedule"),
     "seed": ("model", "loss", "metric"),
+    "pattern": ("kept",),
+    # What only N:M masks have.
+    "source": ("decay", "pattern", "permute", "transposable"),
     **dict.fromkeys(("batch", "epochs", "optimizer"), ("schedule",)),
     **dict.fromkeys(
         ("device", "engine", "precision", "processes", "threads"), ("loss", "metric")
@@ -65,7 +69,12 @@ FOLLOWING: Mapping[str, tuple[str, ...]] = {
 }
 """Settings that differ where another one does, which is then the one to tell."""
 
-OPTIONS = frozenset({"source", "structure", "epochs", "rewind", "seed", "device", "threads"})
+OPTIONS = frozenset(
+    {
+        *("source", "structure", "epochs", "rewind", "seed", "device", "threads"),
+        *("pattern", "decay"),
+    }
+)
 WORDS = {
     "reference": "the task",
     "task": "the name of the task",
@@ -76,6 +85,8 @@ FLAGS = {
     "every_round": ("--every-round", True),
     "group_aware": ("--group-aware", True),
     "deterministic": ("--no-deterministic", False),
+    "transposable": ("--transposable", True),
+    "permute": ("--no-permute", False),
 }
 """Options without a value, and what they set."""
 
@@ -83,7 +94,9 @@ MOST_SAID = 3
 ROUNDED = 0.002
 """What rounding to whole weights makes of the same sparsity in two models."""
 
-PLOTS = ("metrics.csv", "metrics.png")
+METRICS, PICTURE = "metrics.csv", "metrics.png"
+SAD, SAD_PICTURE = "sad.csv", "sad.png"
+PLOTS = (METRICS, PICTURE, SAD, SAD_PICTURE)
 VERDICT = "verdict.json"
 
 

@@ -1,4 +1,4 @@
-"""Trains a network under masks: what a mask drops is zero after every step, and so is its momentum.
+"""Trains a network under masks, which stay or are chosen anew after every step: see `deploykit.finder.masking`.
 
 A run depends on its weights, its masks, the seed and the numbers of round and epoch, and on nothing that ran before in the
 process. So it can be taken up after any epoch, and comes to the same weights bit for bit.
@@ -12,7 +12,7 @@ import json
 import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeAlias
+from typing import Any, Self, TypeAlias
 
 import numpy as np
 import torch
@@ -23,6 +23,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from deploykit.errors import ModelError, UsageError
 from deploykit.finder.engine import Engine, PlainEngine
 from deploykit.finder.examples import Batch, Examples, Splits, split_batches
+from deploykit.finder.masking import FixedMasks, MakeMasking, Masking
 from deploykit.finder.ranking import Array, Bools
 from deploykit.finder.seeds import derive, seed_all
 from deploykit.finder.task import Task, asking, forward_part
@@ -55,11 +56,27 @@ class Epoch:
         epoch: its number, from 1.
         loss: mean over the training examples, while it went on.
         metric: of the validation examples after it.
+        flips: elements of masks that changed, by step; empty where masks stay.
     """
 
     epoch: int
     loss: float
     metric: float
+    flips: tuple[int, ...] = ()
+
+    def record(self) -> dict[str, Any]:
+        """In JSON's types."""
+        found: dict[str, Any] = {
+            "epoch": self.epoch,
+            "loss": self.loss,
+            "metric": self.metric,
+        }
+        return {**found, "flips": list(self.flips)} if self.flips else found
+
+    @classmethod
+    def read(cls, record: Mapping[str, Any]) -> Self:
+        """What `record` wrote."""
+        return cls(**{**record, "flips": tuple(record.get("flips", ()))})
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -71,12 +88,14 @@ class Trained:
         epochs: one by one.
         validation: the metric of the validation examples.
         test: that of the test examples.
+        masks: those that it ended with.
     """
 
     weights: dict[str, Array]
     epochs: tuple[Epoch, ...]
     validation: float
     test: float
+    masks: dict[str, Bools]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -303,6 +322,7 @@ class Trainer:
         first_epoch: int = 0,
         resume: Checkpoint | None = None,
         after_epoch: Callable[[Live], None] | None = None,
+        masking: MakeMasking | None = None,
     ) -> Trained:
         """Train from given weights under masks.
 
@@ -313,13 +333,13 @@ class Trainer:
             first_epoch: epochs that the weights have behind them: the learning rate goes on from there.
             resume: where an earlier run of the same call stopped.
             after_epoch: called after each epoch; on all processes.
+            masking: what chooses masks while it goes on, in the place of `masks`.
 
         Raises:
             UsageError: the loss is not finite, or the task failed.
             ModelError: the weights are those of another model, or the memory of the device ran out.
         """
         model = self.model_with(start)
-        dropped = place_masks(model, masks)
         with asking(self.task, "optimizer()"):
             optimizer = self.task.optimizer(model.parameters())
         scheduler = self._schedule(optimizer)
@@ -329,27 +349,33 @@ class Trainer:
             _skip_steps(scheduler, first_epoch * self.steps_per_epoch)
         else:
             restore(resume, model, optimizer, scheduler)
-            history = [Epoch(**each) for each in resume.document["history"]]
+            history = [Epoch.read(each) for each in resume.document["history"]]
             epoch = int(resume.document["epoch"])
-        hold_zero(dropped, optimizer)
+        placed: Masking = (
+            FixedMasks(model, optimizer, masks)
+            if masking is None
+            else masking(model, optimizer)
+        )
         wrapped, stepping = self.engine.prepare(model, optimizer)
         while epoch < self.epochs:
-            loss = self._train_epoch(wrapped, dropped, stepping, scheduler, number, epoch)
+            loss = self._train_epoch(wrapped, placed, stepping, scheduler, number, epoch)
             self.engine.share_buffers(model)
             epoch += 1
-            history.append(Epoch(epoch, loss, self.evaluate(model, self.splits.validation)))
+            with placed.applied():
+                metric = self.evaluate(model, self.splits.validation)
+            history.append(Epoch(epoch, loss, metric, placed.take_flips()))
             if after_epoch is not None:
                 after_epoch(self._live(epoch, history, model, optimizer, scheduler))
-        weights = read_weights(model)
-        for name, array in weights.items():
-            if array.dtype.kind == "f" and not np.isfinite(array).all():
-                raise self._diverged(f"the weight '{name}' is not finite", number, epoch)
-        validation = (
-            history[-1].metric if history else self.evaluate(model, self.splits.validation)
-        )
-        return Trained(
-            weights, tuple(history), validation, self.evaluate(model, self.splits.test)
-        )
+        with placed.applied():
+            weights = read_weights(model)
+            for name, array in weights.items():
+                if array.dtype.kind == "f" and not np.isfinite(array).all():
+                    raise self._diverged(f"the weight '{name}' is not finite", number, epoch)
+            validation = (
+                history[-1].metric if history else self.evaluate(model, self.splits.validation)
+            )
+            test = self.evaluate(model, self.splits.test)
+        return Trained(weights, tuple(history), validation, test, placed.masks())
 
     def _live(
         self,
@@ -371,7 +397,7 @@ class Trainer:
     def _train_epoch(  # noqa: PLR0917 - what changes in an epoch, and which it is
         self,
         model: nn.Module,
-        dropped: Mapping[nn.Parameter, Tensor],
+        placed: Masking,
         optimizer: Optimizer,
         scheduler: LRScheduler,
         number: int,
@@ -396,21 +422,20 @@ class Trainer:
         for step, batch in enumerate(self.splits.train.batches(parts)):
             inputs, targets = self._placed(batch)
             optimizer.zero_grad(set_to_none=True)
-            with engine.autocast():
-                with asking(task, "the forward pass"):
-                    outputs = model(*inputs)
-                with asking(task, "loss()"):
-                    loss = task.loss(outputs, targets)
-            _check_scalar(task, "loss()", loss)
             share = shares[step]
-            with asking(task, "the backward pass"):
-                engine.backward(loss if share == 1.0 else loss * share)
-            for parameter, mask in dropped.items():
-                if parameter.grad is not None:
-                    parameter.grad.masked_fill_(mask, 0.0)
+            with placed.applied():
+                with engine.autocast():
+                    with asking(task, "the forward pass"):
+                        outputs = model(*inputs)
+                    with asking(task, "loss()"):
+                        loss = task.loss(outputs, targets)
+                _check_scalar(task, "loss()", loss)
+                with asking(task, "the backward pass"):
+                    engine.backward(loss if share == 1.0 else loss * share)
+            placed.correct_gradients(engine.gradient_scale)
             with asking(task, "the optimizer"):
                 engine.step(optimizer)
-            hold_zero(dropped, optimizer)
+            placed.follow()
             with warnings.catch_warnings():
                 # With scaled gradients a step may be left out, which the scheduler takes for a mistake.
                 warnings.simplefilter("ignore")
@@ -543,40 +568,6 @@ def load_weights(model: nn.Module, weights: Weights) -> None:
     )
 
 
-def place_masks(model: nn.Module, masks: Masks) -> dict[nn.Parameter, Tensor]:
-    """What masks drop, by parameter, on the parameter's device: True drops.
-
-    Raises:
-        ModelError: a mask names no parameter of the model, or has another shape.
-    """
-    parameters = dict(model.named_parameters(remove_duplicate=False))
-    dropped: dict[nn.Parameter, Tensor] = {}
-    for name, mask in masks.items():
-        parameter = parameters.get(name)
-        if parameter is None:
-            msg = f"there is a mask for '{name}', which the model does not have."
-            raise ModelError(msg)
-        if tuple(parameter.shape) != mask.shape:
-            msg = f"the mask of '{name}' has shape {list(mask.shape)}, its weight {list(parameter.shape)}."
-            raise ModelError(msg)
-        if not mask.all():
-            # In the layout of the weight, or every step would go through memory in another order.
-            dropped[parameter] = torch.empty_like(parameter, dtype=torch.bool).copy_(
-                torch.from_numpy(~mask)
-            )
-    return dropped
-
-
-@torch.no_grad()
-def hold_zero(dropped: Mapping[nn.Parameter, Tensor], optimizer: Optimizer) -> None:
-    """Set to zero what is dropped, and all that an optimizer remembers of it."""
-    for parameter, mask in dropped.items():
-        parameter.masked_fill_(mask, 0.0)
-        for value in optimizer.state.get(parameter, {}).values():
-            if isinstance(value, Tensor) and value.shape == mask.shape:
-                value.masked_fill_(mask, 0.0)
-
-
 def write_down(
     epoch: int,
     history: Sequence[Epoch],
@@ -598,7 +589,7 @@ def write_down(
                 numbers.setdefault(str(index), {})[key] = value
     document = {
         "epoch": epoch,
-        "history": [dataclasses.asdict(each) for each in history],
+        "history": [each.record() for each in history],
         "groups": held["param_groups"],
         "numbers": numbers,
         "schedule": scheduler.state_dict(),

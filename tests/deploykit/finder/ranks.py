@@ -31,7 +31,7 @@ def main(folder):
     search(lenet, Settings(rounds=2, rewind=1), folder / "out", engine=engine)
     # Started again by all of them, it is read by the first and told to the others.
     search(lenet, Settings(rounds=2, rewind=1), folder / "out", engine=engine)
-    for number, (ticket, _) in enumerate(found):
+    for number, ticket in enumerate(found):
         ticket.save(folder / f"rank-{engine.rank}-{number}.safetensors")
     trainer = Trainer(pictures, engine=engine, epochs=1)
     trained = trainer.train(trainer.initial(), {})

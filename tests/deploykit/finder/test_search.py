@@ -15,7 +15,7 @@ pytest.importorskip("safetensors")
 pytestmark = pytest.mark.torch
 
 from deploykit.errors import ModelError, UsageError  # noqa: E402
-from deploykit.finder import search as searching  # noqa: E402
+from deploykit.finder import rounds as rounding  # noqa: E402
 from deploykit.finder import store  # noqa: E402
 from deploykit.finder.ranking import count_kept  # noqa: E402
 from deploykit.finder.search import Settings, search  # noqa: E402
@@ -206,12 +206,12 @@ def test_a_search_that_was_stopped_goes_on_to_the_same_bytes(
     assert not (tmp_path / "out" / "ticket.safetensors").exists()
     trained = []
 
-    class Counting(searching.Clock):
+    class Counting(rounding.Clock):
         def tick(self, epochs=1):
             trained.append(epochs)
             super().tick(epochs)
 
-    monkeypatch.setattr(searching, "Clock", Counting)
+    monkeypatch.setattr(rounding, "Clock", Counting)
     search(Pictures(), settings, tmp_path / "out", checkpoint_s=0.0)
     assert content(tmp_path / "out") == content(tmp_path / "whole")
     # 4 epochs each of the dense network and two tickets; what was done before the stop is not done again.

@@ -10,9 +10,10 @@ pytestmark = pytest.mark.torch
 
 from deploykit.errors import ModelError, UsageError  # noqa: E402
 from deploykit.finder.engine import deterministic  # noqa: E402
+from deploykit.finder.masking import hold_zero  # noqa: E402
 from deploykit.finder.schedules import cosine, steps  # noqa: E402
 from deploykit.finder.seeds import seed_all  # noqa: E402
-from deploykit.finder.training import Checkpoint, Trainer, hold_zero  # noqa: E402
+from deploykit.finder.training import Checkpoint, Trainer  # noqa: E402
 from tests.deploykit.finder.toy import Clouds, Pictures, clouds  # noqa: E402
 
 
