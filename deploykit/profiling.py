@@ -20,18 +20,21 @@ from deploykit import model_io
 from deploykit.errors import ModelError, UsageError
 from deploykit.profile import Measurement, Settings, device, measure
 from deploykit.profile.advice import advise, advise_on_layers
+from deploykit.profile.engine_layers import map_layers, read_nodes
 from deploykit.profile.memory import memory_peak
 from deploykit.profile.statistics import find_outliers
 from deploykit.report import profile_records as records
 from deploykit.report.profile_wording import labels, speed_text
 from deploykit.report.records import LatencyRow
-from deploykit.runtimes import RUNTIMES, TensorSpec
+from deploykit.runtimes import TensorSpec, start
 from deploykit.runtimes.onnxruntime import Session
 from deploykit.validate import FIRST_SIZES, find_inputs, load_inputs, resolve_shapes
 
 if TYPE_CHECKING:
     from deploykit.profile.layer_times import LayerProfile
     from deploykit.profile.statistics import Ratio, Timings
+    from deploykit.report.sparse_records import SparseTime, SparseVerdict
+    from deploykit.runtimes import Runner
 
 __all__ = ["Request", "profile", "relative_row", "versions"]
 
@@ -90,9 +93,7 @@ def profile(request: Request, *, progress: Progress = silent) -> records.Profile
         RuntimeUnavailable: the runtime is not there.
     """
     began = time.perf_counter()
-    if request.runtime not in RUNTIMES:
-        msg = f"there is no runtime '{request.runtime}'. There are: {', '.join(RUNTIMES)}."
-        raise UsageError(msg)
+    runner = start(request.runtime)
     names = labels(request.models)
     paths = dict(zip(names, request.models, strict=True))
     progress("reading the models")
@@ -106,27 +107,28 @@ def profile(request: Request, *, progress: Progress = silent) -> records.Profile
         threads=request.threads,
         settings=request.settings,
         progress=lambda done: progress("measuring", done),
+        runner=runner,
     )
     after = device.describe()
     warnings = [*warnings, *advise(measured, before, after)]
-    progress("measuring memory")
-    memory = {
-        name: memory_peak(path, feeds, threads=request.threads) for name, path in paths.items()
-    }
+    memory: dict[str, int | None] = dict.fromkeys(names)
+    if runner is None:
+        progress("measuring memory")
+        memory = {
+            name: memory_peak(path, feeds, threads=request.threads)
+            for name, path in paths.items()
+        }
     layers: dict[str, LayerProfile] = {}
-    if request.layers:
-        from deploykit.profile.layer_times import profile_layers
-
-        for name, path in paths.items():
+    sparse: dict[str, Sparse] = {}
+    for name, path in paths.items():
+        if request.layers:
             progress(f"timing the layers of {name}")
-            layers[name] = profile_layers(
-                path,
-                feeds,
-                threads=request.threads,
-                duration_s=min(1.0, request.settings.duration_s),
-                warmup_s=request.settings.warmup_s,
-            )
+            layers[name] = _profile_layers(request, path, feeds, runner)
             warnings += advise_on_layers(name, layers[name])
+        if runner is not None:
+            progress(f"looking for sparse kernels in {name}")
+            times = runner.sparse_times(path, feeds) if request.layers else ()
+            sparse[name] = Sparse(runner.sparse_verdict(path, feeds), times)
     return records.ProfileReport(
         command=request.command,
         versions=versions(),
@@ -137,6 +139,7 @@ def profile(request: Request, *, progress: Progress = silent) -> records.Profile
                 measured,
                 memory_bytes=memory[name],
                 layers=layers.get(name),
+                sparse=sparse.get(name, Sparse()),
             )
             for name in names
         ),
@@ -157,6 +160,33 @@ def profile(request: Request, *, progress: Progress = silent) -> records.Profile
         device=dataclasses.asdict(before),
         warnings=tuple(warnings),
         elapsed_s=time.perf_counter() - began,
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Sparse:
+    """What is known of sparse kernels in a model: what a builder chose, and layers timed in both forms."""
+
+    verdict: SparseVerdict | None = None
+    times: tuple[SparseTime, ...] = ()
+
+
+def _profile_layers(
+    request: Request, path: Path, feeds: Feeds, runner: Runner | None
+) -> LayerProfile:
+    """Time the layers of a model in the runtime that was asked for."""
+    duration_s = min(1.0, request.settings.duration_s)
+    if runner is not None:
+        nodes = read_nodes(model_io.load(path).model)
+        return map_layers(nodes, runner.profile_layers(path, feeds, duration_s=duration_s))
+    from deploykit.profile.layer_times import profile_layers
+
+    return profile_layers(
+        path,
+        feeds,
+        threads=request.threads,
+        duration_s=duration_s,
+        warmup_s=request.settings.warmup_s,
     )
 
 
@@ -406,6 +436,7 @@ def _model_record(
     *,
     memory_bytes: int | None,
     layers: LayerProfile | None,
+    sparse: Sparse,
 ) -> records.ProfiledModel:
     latency = measured.latencies[name]
     timings = measured.samples[name]
@@ -440,6 +471,8 @@ def _model_record(
             layers.overhead_s,
             layers.clock,
         ),
+        sparse=sparse.verdict,
+        sparse_times=sparse.times,
     )
 
 

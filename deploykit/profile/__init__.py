@@ -5,8 +5,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
@@ -27,7 +29,7 @@ from deploykit.profile.statistics import (
 from deploykit.runtimes.onnxruntime import Session
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from deploykit.runtimes import Runner
 
 __all__ = [
     "SCREENING",
@@ -126,6 +128,7 @@ def measure(
     settings: Settings | None = None,
     providers: Sequence[str] = ("CPUExecutionProvider",),
     progress: Progress | None = None,
+    runner: Runner | None = None,
 ) -> Measurement:
     """Time models against each other, all with the same inputs.
 
@@ -137,6 +140,7 @@ def measure(
         settings: how long and how often; None is the default.
         providers: devices to run on.
         progress: called with the share of the work that is done, 0 to 1.
+        runner: what runs the models; None is ONNX Runtime, which alone heeds `threads` and `providers`.
 
     Returns:
         all samples, and what they say.
@@ -158,8 +162,7 @@ def measure(
     paths = [str(models[name]) for name in names]
     # A model that does not run is reported by the module that knows the runtime's messages.
     for path in paths:
-        with Session(path, threads=threads, providers=providers) as session:
-            session.run(feeds)
+        _run_once(path, feeds, threads, providers, runner)
     try:
         result = sampler.sample(
             paths,
@@ -167,13 +170,19 @@ def measure(
             threads=threads,
             providers=providers,
             on_round=None if progress is None else lambda done, _: progress(done),
+            opener=None if runner is None else lambda model: runner.open(Path(model), feeds),
             **dataclasses.asdict(settings),
         )
     except RuntimeError as error:
         msg = f"measuring {', '.join(paths)} failed: {error}"
         raise ModelError(msg) from error
     samples = timings(result, names)
+    if result["is_device"]:
+        threads = None
     clock, share = choose_clock(list(samples.values()), threads)
+    if result["is_device"]:
+        # What waits on the host is in none of these times.
+        clock, share = "device", 1.0
     return Measurement(
         baseline=base,
         samples=samples,
@@ -186,13 +195,29 @@ def measure(
         clock=clock,
         clean_share=share,
         threads=threads,
-        runtime=str(result["runtime"]),
+        runtime=str(result["runtime"]) if runner is None else runner.about,
         providers=tuple(result["providers"]),
         settings=settings,
         truncated=bool(result["truncated"]),
         elapsed_s=float(result["elapsed_s"]),
         load_s={name: tuple(each) for name, each in zip(names, result["load_s"], strict=True)},
     )
+
+
+def _run_once(
+    path: str,
+    feeds: Mapping[str, Array],
+    threads: int | None,
+    providers: Sequence[str],
+    runner: Runner | None,
+) -> None:
+    """Run a model, so that one that does not is told of before anything is timed."""
+    if runner is not None:
+        with contextlib.closing(runner.open(Path(path), feeds)) as opened:
+            opened.run(None, feeds)
+        return
+    with Session(path, threads=threads, providers=providers) as session:
+        session.run(feeds)
 
 
 def timings(result: Mapping[str, Any], names: Sequence[str]) -> dict[str, Timings]:

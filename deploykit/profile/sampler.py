@@ -70,6 +70,7 @@ def sample(
     seed: int = 0,
     providers: Sequence[str] = (CPU,),
     on_round: Callable[[float, Record], None] | None = None,
+    opener: Callable[[Source], Any] | None = None,
 ) -> Record:
     """Time models against each other.
 
@@ -86,14 +87,16 @@ def sample(
         providers: devices to run on, in the runtime's own words.
         on_round: called as on_round(done, record) after every round; `done` is the share of the work, 0 to 1, and
             `record` a dict with the round's "rebuild", "order", "wall_s", "cpu_s", "switches" and "faults".
+        opener: opens a model in another runtime, as something with the methods `run` and `get_providers` of a session of
+            ONNX Runtime, and `device_s(inputs)` if it is to be timed by its device's clock; None is ONNX Runtime.
 
     Returns:
         a dict: "rebuild" (one number a round), "wall_s" and "cpu_s" (a list for each model, one number a round, in
         seconds), "switches" and "faults" (likewise: how often the thread was taken off its core, and how many pages had
         to be mapped or read; 0 where the system does not tell), "load_s" (a list for each model: seconds that opening
         it took, one number a rebuild), "cpu_clock" ("thread": time of the calling thread, which does all the work when `threads` is 1;
-        "process" otherwise), "truncated" (whether `max_duration_s` cut it short), "elapsed_s", "providers",
-        "runtime" and the settings.
+        "process" otherwise), "is_device" (whether "wall_s" is by the clock of the device),
+        "truncated" (whether `max_duration_s` cut it short), "elapsed_s", "providers", "runtime" and the settings.
     """
     start = time.perf_counter()
     deadline = start + max_duration_s
@@ -104,6 +107,8 @@ def sample(
     budget_each_s = max(duration_s * count / rebuilds, 1e-9)
     taken: list[Record] = []
     load_s: list[list[float]] = [[] for _ in models]
+    open_one = opener or (lambda model: open_session(model, threads, providers))
+    is_device = False
     truncated = False
     used: list[str] = []
     was_collecting = gc.isenabled()
@@ -113,8 +118,9 @@ def sample(
             if taken and time.perf_counter() > deadline:
                 truncated = True
                 break
-            sessions = _open_all(models, threads, providers, dice, load_s)
+            sessions = _open_all(models, open_one, dice, load_s)
             used = sessions[0].get_providers()
+            is_device = hasattr(sessions[0], "device_s")
             for session in sessions:
                 _warm_up(session, feeds, warmup_s)
             rounds = 0
@@ -133,6 +139,9 @@ def sample(
                     here = min(rounds / rounds_each, spent_s / budget_each_s, 1.0)
                     on_round((rebuild + here) / rebuilds, record)
             # The next sessions must not find the memory of these still taken.
+            for session in sessions:
+                if opener is not None:
+                    session.close()
             del sessions, session
             gc.collect()
     finally:
@@ -146,10 +155,11 @@ def sample(
         "faults": [[record["faults"][index] for record in taken] for index in range(count)],
         "load_s": load_s,
         "cpu_clock": "thread" if threads == 1 else "process",
+        "is_device": is_device,
         "truncated": truncated,
         "elapsed_s": time.perf_counter() - start,
         "providers": list(used),
-        "runtime": "onnxruntime " + _runtime().__version__,
+        "runtime": "" if opener is not None else "onnxruntime " + _runtime().__version__,
         "threads": threads,
         "rebuilds": rebuilds,
         "seed": seed,
@@ -271,8 +281,7 @@ def _read(inputs: Source | Mapping[str, Any]) -> Feeds:
 
 def _open_all(
     models: Sequence[Source],
-    threads: int | None,
-    providers: Sequence[str],
+    open_one: Callable[[Source], Any],
     dice: random.Random,
     load_s: Sequence[list[float]],
 ) -> list[Any]:
@@ -284,7 +293,7 @@ def _open_all(
     opened = {}
     for index in order:
         began = time.perf_counter()
-        opened[index] = open_session(models[index], threads, providers)
+        opened[index] = open_one(models[index])
         load_s[index].append(time.perf_counter() - began)
     return [opened[index] for index in range(len(models))]
 
@@ -292,9 +301,18 @@ def _open_all(
 def _warm_up(session: Any, feeds: Feeds, seconds: float) -> None:  # noqa: ANN401 - a type of the runtime
     """Run for `seconds`, at least once."""
     end = time.perf_counter() + seconds
-    session.run(None, feeds)
+    _run(session, feeds)
     while time.perf_counter() < end:
-        session.run(None, feeds)
+        _run(session, feeds)
+
+
+def _run(session: Any, feeds: Feeds) -> float | None:  # noqa: ANN401 - a type of the runtime
+    """Run a model once; the seconds by its device's clock if it has one."""
+    timer = getattr(session, "device_s", None)
+    if timer is not None:
+        return float(timer(feeds))
+    session.run(None, feeds)
+    return None
 
 
 def _round(
@@ -307,13 +325,13 @@ def _round(
     switches = [0] * len(sessions)
     faults = [0] * len(sessions)
     for index in order:
-        run = sessions[index].run
         _warm_up(sessions[index], feeds, SETTLE_S)
         switched, faulted = _disturbances(threads)
         cpu = cpu_clock()
         wall = time.perf_counter()
-        run(None, feeds)
-        wall_s[index] = time.perf_counter() - wall
+        device_s = _run(sessions[index], feeds)
+        elapsed_s = time.perf_counter() - wall
+        wall_s[index] = elapsed_s if device_s is None else device_s
         cpu_s[index] = cpu_clock() - cpu
         switched_after, faulted_after = _disturbances(threads)
         switches[index] = switched_after - switched

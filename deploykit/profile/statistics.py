@@ -36,7 +36,8 @@ __all__ = [
     "unpaired_ratio",
 ]
 
-Clock: TypeAlias = Literal["wall", "cpu"]
+Clock: TypeAlias = Literal["wall", "cpu", "device"]
+"""What seconds are by: elapsed time, processor time, or the clock of a GPU."""
 Floats: TypeAlias = np.ndarray[Any, np.dtype[np.float64]]
 Ints: TypeAlias = np.ndarray[Any, np.dtype[np.int64]]
 
@@ -63,7 +64,7 @@ class Timings:
 
     Attributes:
         rebuild: int, shape `(rounds,)`; which build of the sessions a round belongs to.
-        wall_s: float, shape `(rounds,)`; elapsed seconds.
+        wall_s: float, shape `(rounds,)`; elapsed seconds, or those of the device that ran the model.
         cpu_s: float, shape `(rounds,)`; processor seconds of the thread (of the process, with several threads).
         switches: int, shape `(rounds,)`; how often the thread lost its core; None if that was not counted.
         faults: int, shape `(rounds,)`; page faults; None if they were not counted.
@@ -91,7 +92,7 @@ class Timings:
 
     def on(self, clock: Clock) -> Floats:
         """The seconds by one of the clocks, shape `(rounds,)`."""
-        return self.wall_s if clock == "wall" else self.cpu_s
+        return self.cpu_s if clock == "cpu" else self.wall_s
 
 
 @dataclasses.dataclass(frozen=True)

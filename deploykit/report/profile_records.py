@@ -14,6 +14,7 @@ from importlib import resources
 from typing import Any, Literal, TypeAlias
 
 from deploykit.report.records import LatencyRow, ValidationRecord
+from deploykit.report.sparse_records import SparseTime, SparseVerdict
 
 __all__ = [
     "SCHEMA_VERSION",
@@ -34,7 +35,7 @@ __all__ = [
     "to_json",
 ]
 
-SCHEMA_VERSION = "1.0"
+SCHEMA_VERSION = "1.1"
 
 Kind: TypeAlias = Literal["profile", "compare"]
 
@@ -114,6 +115,8 @@ class ProfiledModel:
         samples: all samples.
         layers: time of each of its nodes; empty if they were not timed.
         layer_totals: what those add up to; None if they were not timed.
+        sparse: what is known of sparse kernels in it; None if the runtime chooses none.
+        sparse_times: layers timed dense and in sparse form, where the runtime can be told which to take.
     """
 
     name: str
@@ -127,6 +130,8 @@ class ProfiledModel:
     samples: SampleRecord
     layers: tuple[LayerRow, ...] = ()
     layer_totals: LayerTotals | None = None
+    sparse: SparseVerdict | None = None
+    sparse_times: tuple[SparseTime, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
