@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.metadata
 import math
+import platform
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import deploykit
 from deploykit import model_io
 from deploykit.errors import UsageError
 from deploykit.report import records
@@ -17,8 +20,9 @@ if TYPE_CHECKING:
     from deploykit.recipe import Recipe
     from deploykit.ticket import Ticket
 
-__all__ = ["TORCH_PACKAGES", "Opened", "files_of", "open_model"]
+__all__ = ["Opened", "files_of", "open_model", "versions"]
 
+PACKAGES = ("numpy", "onnx", "onnx-ir", "onnxruntime")
 TORCH_PACKAGES = ("torch", "onnxscript", "safetensors")
 """Distributions whose versions matter where a PyTorch model was exported."""
 
@@ -117,6 +121,18 @@ def open_model(
             if all(feeds[name].shape == size for name, size in recipe.shape.items())
         ),
     )
+
+
+def versions(opened: Opened | None = None) -> dict[str, str]:
+    """Versions of deploykit and of the libraries it uses; of those of PyTorch too, where a model of it was exported."""
+    found = {"deploykit": deploykit.__version__, "python": platform.python_version()}
+    more = TORCH_PACKAGES if opened is not None and opened.is_exported else ()
+    for name in (*PACKAGES, *more):
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
 
 
 def _ticket_record(path: Path, written: Written) -> records.TicketRecord:

@@ -10,9 +10,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import filecmp
-import importlib.metadata
 import math
-import platform
 import shutil
 import tempfile
 import time
@@ -22,7 +20,6 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 import numpy as np
 
-import deploykit
 from deploykit import (
     block_layers,
     candidates,
@@ -41,11 +38,12 @@ from deploykit.errors import DeploykitError, ModelError, PassFailed, RuntimeUnav
 from deploykit.instruments import Dump, Memory
 from deploykit.layer_choice import LayerChooser
 from deploykit.masks import apply_masks, read_masks
-from deploykit.opening import TORCH_PACKAGES, Opened, files_of, open_model
+from deploykit.opening import Opened, files_of, open_model, versions
 from deploykit.output_folder import OutputFolder
 from deploykit.profile import SCREENING, Measurement, Settings, Timings, device, measure
 from deploykit.recipe import Recipe, to_toml
 from deploykit.report import html, records
+from deploykit.sparse_layers import lost_patterns
 from deploykit.validate import (
     FEWER_INPUTS,
     FIRST_SIZES,
@@ -72,7 +70,6 @@ __all__ = ["Progress", "Request", "optimize", "plan"]
 Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
 Feeds: TypeAlias = Mapping[str, Array]
 
-PACKAGES = ("numpy", "onnx", "onnx-ir", "onnxruntime")
 SMALLER = 0.98
 """A file that lost less than this without losing a parameter was only written differently."""
 
@@ -358,7 +355,7 @@ def _planned(
     _save_plan(request, source, recipe, made)
     return records.Report(
         command=request.command,
-        versions=_versions(opened),
+        versions=versions(opened),
         source=opened.record,
         model=None,
         target=target.name,
@@ -388,6 +385,7 @@ def _planned(
             *notes,
             *(_left_out_warnings(steps) if recipe.passes is not None else ()),
             *_block_warnings(opened, steps),
+            *lost_patterns(compared, made.model),
         ),
     )
 
@@ -413,7 +411,7 @@ def _save_plan(
         for step, report in zip(made.steps, made.reports, strict=True)
     )
     plan = saved_plans.SavedPlan(
-        str(request.source), source.sha256, recipe.masks, _versions(), steps
+        str(request.source), source.sha256, recipe.masks, versions(), steps
     )
     saved_plans.write(plan, request.save_plan)
 
@@ -842,6 +840,8 @@ def _report(job: Job, decided: Decision, work: Path) -> records.Report:
         warnings.append("the measurement was cut short; intervals are wider than they need be")
     written = one_file.load(shown.path) if is_written else start.model
     compared = layers.compare(start.model, written, _forms(shown) if is_written else {})
+    if is_written:
+        warnings += lost_patterns(compared, written)
     seen = _look(job, decided, compared, written, work)
     warnings += seen.warnings
     passed = (
@@ -850,7 +850,7 @@ def _report(job: Job, decided: Decision, work: Path) -> records.Report:
     )
     return records.Report(
         command=job.request.command,
-        versions=_versions(start.opened),
+        versions=versions(start.opened),
         source=start.opened.record,
         model=None,
         target=job.target.name,
@@ -1113,14 +1113,3 @@ def _difference(found: Validation) -> str:
 
 def _source_bytes(start: Start) -> int:
     return sum(file.stat().st_size for file in start.source.files)
-
-
-def _versions(opened: Opened | None = None) -> dict[str, str]:
-    found = {"deploykit": deploykit.__version__, "python": platform.python_version()}
-    more = TORCH_PACKAGES if opened is not None and opened.is_exported else ()
-    for name in (*PACKAGES, *more):
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found

@@ -21,8 +21,9 @@ import numpy as np
 
 from passes import targets, weights
 from passes.analysis.channels import check_names
-from passes.analysis.fits import Candidate, find_candidates
+from passes.analysis.fits import Candidate, find_candidates, fit
 from passes.analysis.patterns import Pattern, obeys, sparsify
+from passes.analysis.reductions import TIDY
 from passes.base import Change, Pass, PassReport, Skip
 from passes.errors import PassError, PlanMismatch
 from passes.plans import SparsePlan
@@ -99,12 +100,15 @@ class Sparse24(Pass):
         self._check_names(candidates)
         target = self.target or targets.detect()
         # Who asked for nothing, and has a runtime that would gain nothing, is not told of each weight.
-        is_brief = self.exact and self.plan is None and not target.exploits_2_4
+        is_brief = self.exact and self.plan is None and target.sparse is None
         work = _Work(self._pattern, {}, [], [])
+        for function in model.functions.values():
+            reason = "what the model's functions compute with is not looked at before they are inlined"
+            work.skips.append(Skip(function.name, reason, TIDY))
         unfit: list[str] = []
         for each in found:
-            if isinstance(each, Skip):
-                work.skips += [] if is_brief else [each]
+            if not isinstance(each, Candidate):
+                work.skips += [] if is_brief or each.refusal is None else [each.refusal]
             elif is_brief:
                 self._record(each, work, unfit)
             else:
@@ -180,8 +184,8 @@ class Sparse24(Pass):
         ):
             work.skips.append(Skip(name, "you asked to keep it", "drop --keep"))
             return
-        fit = candidate.fit(self._pattern)
-        if fit is None:
+        found = fit(candidate.held, self._pattern)
+        if found is None:
             reason = (
                 "it holds NaN or an infinity, so that what is largest in a group is not known"
             )
@@ -191,26 +195,26 @@ class Sparse24(Pass):
             return
         mask = None if self.masks is None else self.masks.get(name)
         if mask is not None:
-            self._apply(model, candidate, mask, fit, work)
-        elif fit.obeying == fit.groups:
-            work.obeyed(candidate, fit.groups)
+            self._apply(model, candidate, mask, found, work)
+        elif found.obeying == found.groups:
+            work.obeyed(candidate, found.groups)
         elif self.force is not None:
-            self._force(model, candidate, fit, work)
+            self._force(model, candidate, found, work)
         elif self.plan is not None:
-            msg = f"the plan wants '{name}' to obey {self.pattern}, and {fit.groups - fit.obeying} of its {fit.groups} groups do not. Set 'force', or delete the entry."
+            msg = f"the plan wants '{name}' to obey {self.pattern}, and {found.groups - found.obeying} of its {found.groups} groups do not. Set 'force', or delete the entry."
             raise PlanMismatch(msg)
         else:
             work.skips.append(
                 Skip(
                     name,
-                    f"{_percent(1 - fit.share)} of its groups have more than {self.pattern} allows; the best mask "
-                    f"would keep {_percent(fit.kept)} of its magnitude",
+                    f"{_percent(1 - found.share)} of its groups have more than {self.pattern} allows; the best mask "
+                    f"would keep {_percent(found.kept)} of its magnitude",
                     "train it with the pattern ('deploykit find'), or force it, which changes the outputs: "
                     "--set sparse-2-4.force=magnitude",
                 )
             )
 
-    def _force(self, model: ir.Model, candidate: Candidate, fit: Fit, work: _Work) -> None:
+    def _force(self, model: ir.Model, candidate: Candidate, found: Fit, work: _Work) -> None:
         """Zero the smallest of every group."""
         held, pattern = candidate.held, self._pattern
 
@@ -235,12 +239,12 @@ class Sparse24(Pass):
         work.altered(
             value,
             candidate,
-            fit,
-            f"the largest {pattern.kept} of each {pattern.group} stay, {_percent(fit.kept)} of the magnitude",
+            found,
+            f"the largest {pattern.kept} of each {pattern.group} stay, {_percent(found.kept)} of the magnitude",
         )
 
     def _apply(
-        self, model: ir.Model, candidate: Candidate, mask: Array, fit: Fit, work: _Work
+        self, model: ir.Model, candidate: Candidate, mask: Array, found: Fit, work: _Work
     ) -> None:
         """Zero what a mask drops."""
         held, array = candidate.held, candidate.array
@@ -252,11 +256,11 @@ class Sparse24(Pass):
             msg = f"what the mask leaves of '{held.name}' does not obey {self.pattern} along axis {held.axis}. Make the mask along that axis, or leave it out."
             raise PlanMismatch(msg)
         if np.array_equal(masked, array):
-            work.obeyed(candidate, fit.groups)
+            work.obeyed(candidate, found.groups)
             return
         value = _writable(model, held.value)
         weights.set_tensor(value, masked)
-        work.altered(value, candidate, fit, "as the mask says")
+        work.altered(value, candidate, found, "as the mask says")
 
 
 class _Work:
@@ -280,7 +284,7 @@ class _Work:
         self.changes.append(Change(candidate.name, what, groups, groups))
         self.reasons[candidate.name] = "it obeys as it came"
 
-    def altered(self, value: ir.Value, candidate: Candidate, fit: Fit, how: str) -> None:
+    def altered(self, value: ir.Value, candidate: Candidate, found: Fit, how: str) -> None:
         """A weight was altered; what is stored now is looked at again.
 
         Raises:
@@ -292,7 +296,7 @@ class _Work:
             msg = f"Pass developer: '{held.name}' was made to obey {self.pattern}, and does not"
             raise PassError(msg)
         what = f"groups along axis {held.axis} that obey {self.pattern}: {how}"
-        self.changes.append(Change(held.name, what, fit.obeying, fit.groups))
+        self.changes.append(Change(held.name, what, found.obeying, found.groups))
         self.reasons[held.name] = how
 
 

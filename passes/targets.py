@@ -12,7 +12,7 @@ import platform
 from collections.abc import Mapping
 from typing import Final
 
-__all__ = ["TARGETS", "Rule", "Target", "detect"]
+__all__ = ["TARGETS", "Rule", "SparseRules", "Target", "detect"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,6 +29,29 @@ class Rule:
 
 
 @dataclasses.dataclass(frozen=True)
+class SparseRules:
+    """What sparse kernels want of a layer, besides the pattern.
+
+    Attributes:
+        pattern: N:M, along what is summed over.
+        precisions: in what they compute.
+        product_only: of these, in what only matrix products do.
+        wins_from: input and output channels from which they are faster than dense ones, roughly.
+        row_multiple: what the output channels should be a multiple of.
+        column_multiple: what the input channels should be a multiple of.
+        picks_1x1: whether they are picked for 1x1 convolutions often.
+    """
+
+    pattern: str
+    precisions: tuple[str, ...]
+    product_only: tuple[str, ...]
+    wins_from: int
+    row_multiple: int
+    column_multiple: int
+    picks_1x1: bool
+
+
+@dataclasses.dataclass(frozen=True)
 class Target:
     """A runtime on a kind of chip.
 
@@ -38,7 +61,7 @@ class Target:
         multiples: channel counts worth padding to, ascending.
         group_multiple: the multiple that the channels of each group of a grouped (not depthwise) Conv want.
         rules: what these numbers, and patterns of zeros, rest on.
-        exploits_2_4: whether the runtime has kernels for weights with two zeros in each four.
+        sparse: what its kernels for weights with patterns of zeros want; None if it has no such kernels, or nobody knows.
         copy_macs: multiply-adds that take as long as one element that is copied by a Gather or a Concat, the way out of the
             runtime's own layout and back included.
         gather_macs: the same for an element that a Gather along the last axis takes, one by one.
@@ -49,7 +72,7 @@ class Target:
     multiples: tuple[int, ...]
     group_multiple: int
     rules: tuple[Rule, ...]
-    exploits_2_4: bool = False
+    sparse: SparseRules | None = None
     copy_macs: int = 40
     gather_macs: int = 240
 
@@ -158,8 +181,31 @@ TENSORRT: Final = Target(
             "Pruners of the vendor only touch weights with output channels a multiple of 8 and input channels of 16.",
             "apex asp.py; modelopt weight_sparsity/magnitude.py",
         ),
+        Rule(
+            "Sparse kernels compute in fp16, int8 and, products only, bf16 and fp8. Networks are strongly typed from version 11 "
+            "on, so that the model itself has to be of such a type: fp32 is not lowered.",
+            "TensorRT 8.5 developer guide, section 6.8 (fp16 or int8); migration to 11; names of kernels in "
+            "TensorRT-RTX 1.7.1; not measured",
+        ),
+        Rule(
+            "A sparse kernel is taken only where it was timed and is faster, which begins at about 256 input and output "
+            "channels; 3x3 convolutions gain more than 1x1, for which sparse kernels are rarely taken.",
+            "a maintainer in NVIDIA/TensorRT#4065 and #3849; not measured",
+        ),
+        Rule(
+            "Quantized layers with 2:4 weights are not always taken, and less so if their output is not quantized as well.",
+            "NVIDIA/TensorRT#4694, a user's report; not measured",
+        ),
     ),
-    exploits_2_4=True,
+    sparse=SparseRules(
+        pattern="2:4",
+        precisions=("fp16", "bf16", "int8", "fp8"),
+        product_only=("bf16", "fp8"),
+        wins_from=256,
+        row_multiple=8,
+        column_multiple=16,
+        picks_1x1=False,
+    ),
 )
 
 GENERIC: Final = Target(

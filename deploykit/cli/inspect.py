@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -18,6 +18,10 @@ from deploykit.cli.options import (
     read_recipe,
     set_verbosity,
 )
+from deploykit.errors import UsageError
+
+if TYPE_CHECKING:
+    from deploykit.recipe import Recipe
 
 __all__ = ["command"]
 
@@ -27,6 +31,12 @@ __all__ = ["command"]
 )
 @click.argument("source", type=click.Path(path_type=Path))
 @model_options
+@click.option(
+    "--sparse",
+    is_flag=True,
+    help="Say in place of all else of each layer whether sparse kernels could take it (2:4), and why not; for TensorRT, if "
+    "--target names nothing else.",
+)
 @output_options
 @click.pass_context
 def command(
@@ -36,6 +46,7 @@ def command(
     *,
     dump_dir: Path | None,
     save_plan: Path | None,
+    sparse: bool,
     as_json: bool,
     verbose: int,
     quiet: int,
@@ -49,10 +60,16 @@ def command(
     The passes run on a copy; nothing is measured and nothing is written.
     """
     verbosity = set_verbosity(ctx, verbose, quiet, log_file)
+    if sparse:
+        refuse_beside_sparse(dump_dir=dump_dir, save_plan=save_plan, **given)
     recipe = read_recipe(**given)
     check_dump_dir(dump_dir)
     check_save_plan(save_plan)
     check_shapes(source, recipe)
+
+    if sparse:
+        show_sparse(source, recipe, verbosity, as_json=as_json)
+        return
 
     from deploykit import pipeline
     from deploykit.cli.output import show
@@ -63,3 +80,33 @@ def command(
             progress=progress,
         )
     show(report, as_json=as_json, all_layers=True)
+
+
+def refuse_beside_sparse(**given: object) -> None:
+    """Refuse options that would have no effect.
+
+    Raises:
+        UsageError: there is one.
+    """
+    for name in ("passes", "settings", "choose", "keep", "plan", "save_plan", "dump_dir"):
+        if given.get(name):
+            flag = "--set" if name == "settings" else f"--{name.replace('_', '-')}"
+            msg = f"--sparse looks at the model as it is, and runs no pass: leave {flag} out."
+            raise UsageError(msg)
+
+
+def show_sparse(source: Path, recipe: Recipe, verbosity: int, *, as_json: bool) -> None:
+    """Print what sparse kernels could make of each layer."""
+    from deploykit.cli.printable import printable, printable_json
+    from deploykit.sparse_layers import inspect_sparse
+
+    with Narration(verbosity):
+        found = inspect_sparse(source, recipe.check(), command_line())
+    if as_json:
+        from deploykit.report.eligibility_records import to_json
+
+        click.echo(printable_json(to_json(found)), nl=False)
+        return
+    from deploykit.report.eligibility_text import print_inspection
+
+    print_inspection(printable(found))

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from passes import weights
 from passes.analysis.patterns import Fit, is_readable, measure
-from passes.analysis.reductions import TIDY, collect, find_products, refusals
+from passes.analysis.reductions import collect, find_products, refusals
 from passes.base import Skip
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from passes.analysis.patterns import Pattern
     from passes.analysis.reductions import Held, Product
 
-__all__ = ["Candidate", "find_candidates", "unfit"]
+__all__ = ["Candidate", "find_candidates", "fit", "unfit"]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -49,37 +49,40 @@ class Candidate:
     @property
     def array(self) -> Array:
         """Its numbers as they are stored."""
-        return self.held.tensor.numpy()
-
-    def fit(self, pattern: Pattern) -> Fit | None:
-        """How it stands to the pattern; None where it has no whole groups, or holds NaN or infinities."""
-        size = self.held.shape[self.held.axis]
-        array = self.array
-        if size % pattern.group or not is_readable(array.dtype) or not weights.is_finite(array):
-            return None
-        return measure(array, self.held.axis, pattern, scale=self.held.scale)
+        found: Array = self.held.tensor.numpy()
+        return found
 
 
-def find_candidates(model: ir.Model, pattern: Pattern) -> Iterator[Candidate | Skip]:
-    """Every weight of the model once, in graph order; and of nodes without one that can be followed, why.
+def fit(held: Held, pattern: Pattern) -> Fit | None:
+    """How a weight stands to a pattern; None where it has no whole groups, or holds NaN or infinities.
 
     Args:
-        model: the model; unchanged. Weights are not read here, so that NaN in them is not found.
+        held: the weight; it is read.
+        pattern: N:M.
+    """
+    array = held.tensor.numpy()
+    if held.shape[held.axis] % pattern.group or not array.size:
+        return None
+    if not is_readable(array.dtype) or not weights.is_finite(array):
+        return None
+    return measure(array, held.axis, pattern, scale=held.scale)
+
+
+def find_candidates(model: ir.Model, pattern: Pattern) -> Iterator[Candidate | Product]:
+    """Every weight of the model once, in graph order; and the products without one that can be followed.
+
+    Args:
+        model: the model; unchanged. Weights are not read here, so that NaN in them is not found. What functions of the
+            model compute is not looked at before they are inlined, as `tidy` does.
         pattern: what is to be put into them.
     """
-    for function in model.functions.values():
-        reason = (
-            "what the model's functions compute with is not looked at before they are inlined"
-        )
-        yield Skip(function.name, reason, TIDY)
     products = find_products(model)
     users = collect(products)
     refused = refusals(users)
     seen: set[ir.Value] = set()
     for product in products:
         if product.held is None:
-            if product.refusal is not None:
-                yield product.refusal
+            yield product
         elif product.held.value not in seen:
             seen.add(product.held.value)
             together = users[product.held.value]
@@ -105,11 +108,11 @@ def unfit(products: tuple[Product, ...], pattern: Pattern) -> Skip | None:
         if product.inputs % pattern.group:
             of_each = " in each group" if product.groups > 1 else ""
             reason = f"it reads {product.inputs} channels{of_each}, no multiple of {pattern.group}: there are no whole groups"
-            return Skip(
-                held.name,
-                reason,
-                f"make that a multiple of {pattern.group}; 'align-channels' adds zero channels",
+            advice = (
+                f"have the layer before it make a multiple of {pattern.group} ('align-channels' adds zero channels); nothing can "
+                "be done where it reads the model's input"
             )
+            return Skip(held.name, reason, advice)
         if not is_readable(held.tensor.dtype.numpy()):
             reason = f"its elements are {held.tensor.dtype.name.lower()}, and sparse kernels read fp16, bf16, int8 and fp8"
             return Skip(held.name, reason, "store it as one of these")

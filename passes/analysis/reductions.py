@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
+import onnx_ir as ir
 
 from passes import weights
 from passes.analysis.walk import label
@@ -19,8 +20,6 @@ from passes.base import Skip
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-
-    import onnx_ir as ir
 
     from passes.analysis.compact import Array
 
@@ -93,6 +92,35 @@ class Product:
     def name(self) -> str:
         """Name of the weight, or of the node if there is none."""
         return label(self.node) if self.held is None else self.held.name
+
+    @property
+    def precision(self) -> ir.DataType | None:
+        """The type in which it is computed with the weight; None if that is not said.
+
+        That of quantized weights where the data is quantized as well; otherwise what the layer reads.
+        """
+        held = self.held
+        if held is None:
+            return None
+        if any(step.op_type == "DequantizeLinear" for step in held.path):
+            data = self.node.inputs[1 - self.index]
+            maker = None if data is None else data.producer()
+            if maker is not None and maker.op_type == "DequantizeLinear":
+                return stored_type(held)
+        value = self.node.inputs[self.index]
+        for step in held.path:
+            if step.op_type == "Cast":
+                return ir.DataType(step.attributes["to"].as_int())
+            if step.op_type == "DequantizeLinear":
+                scale = weights.tensor(step.inputs[1])
+                return None if scale is None else scale.dtype
+        return (
+            held.tensor.dtype
+            if not held.path
+            else None
+            if value is None
+            else value.dtype or held.tensor.dtype
+        )
 
     @property
     def is_convolution(self) -> bool:
@@ -292,6 +320,20 @@ def stored_scale(path: list[ir.Node], stored: ir.TensorProtocol) -> Array | None
 
 
 SYMMETRIC: Final = "quantize weights symmetrically: int8 with a zero point of 0"
+
+
+def stored_type(held: Held) -> ir.DataType | None:
+    """The type that a quantized weight is read in, whether it is stored so or made so by a QuantizeLinear."""
+    if not held.tensor.dtype.is_floating_point():
+        return held.tensor.dtype
+    for step in held.path:
+        if step.op_type == "QuantizeLinear":
+            points = weights.tensor(step.inputs[2]) if len(step.inputs) > 2 else None
+            said = step.attributes.get_int("output_dtype", 0)
+            if points is not None:
+                return points.dtype
+            return ir.DataType(said) if said else ir.DataType.UINT8
+    return held.tensor.dtype
 
 
 def turns_of(path: Sequence[ir.Node], rank: int) -> list[tuple[int, ...]]:
