@@ -126,6 +126,11 @@ class Saved:
     size: size.ModelSize
     bytes: int
 
+    @property
+    def is_altered(self) -> bool:
+        """Whether a pass that was asked for changed what it computes."""
+        return any(report.modified and not report.exact for report in self.reports)
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Start:
@@ -671,7 +676,12 @@ def _decide(job: Job) -> Decision:
     chosen = next((saved for saved in job.forms if saved.form.name == choice.name), None)
     verdict = _verdict(job.start, chosen, measured)
     reason = choice.reason
-    if verdict == "unchanged" and chosen is not None:
+    if verdict == "unchanged" and chosen is not None and chosen.is_altered:
+        # Who asks for zeros, or for another type, gets them: what they are good for may run elsewhere.
+        verdict = "changed"
+        reason = "what was asked for was done, and it made nothing faster or smaller here"
+        reason += "" if measured else "; nothing was measured"
+    elif verdict == "unchanged" and chosen is not None:
         rest = "nothing else made it faster" if measured else "nothing was measured"
         reason = f"nothing worth while could be removed, and {rest}"
         if chosen.size.parameters < job.start.size.parameters:

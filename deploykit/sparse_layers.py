@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from deploykit.recipe import Recipe
     from deploykit.report.records import Layer
 
-__all__ = ["DEFAULT_TARGET", "eligible_nodes", "inspect_sparse", "lost_patterns"]
+__all__ = ["DEFAULT_TARGET", "inspect_sparse", "lost_patterns"]
 
 DEFAULT_TARGET = "tensorrt"
 """Whose rules are taken if nobody says: the runtime that has sparse kernels, not that of this machine."""
@@ -95,18 +95,6 @@ def inspect_sparse(
             warnings=(*opened.notes, *_target_note(recipe, layers)),
             elapsed_s=time.perf_counter() - began,
         )
-
-
-def eligible_nodes(model: ir.Model, target: str = DEFAULT_TARGET) -> tuple[str, ...]:
-    """Nodes whose weights obey the pattern of a target, and against which none of its rules stands; some may not be picked."""
-    from passes.analysis.eligibility import find_eligibility
-    from passes.targets import TARGETS
-
-    return tuple(
-        found.node
-        for found in find_eligibility(model, TARGETS[target])
-        if found.verdict in {"eligible", "doubtful"}
-    )
 
 
 def lost_patterns(layers: Sequence[Layer], result: ir.Model) -> tuple[str, ...]:

@@ -49,7 +49,7 @@ SCHEMA_VERSION = "1.3"
 NUMBERS = re.compile(r"\[\n\s*([-+.0-9eE,\s]+?)\s*\]")
 """An array of numbers as `json` indents it."""
 
-Verdict: TypeAlias = Literal["faster", "smaller", "unchanged", "differs", "planned"]
+Verdict: TypeAlias = Literal["faster", "smaller", "changed", "unchanged", "differs", "planned"]
 
 
 @dataclasses.dataclass(frozen=True)

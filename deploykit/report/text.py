@@ -33,6 +33,7 @@ __all__ = ["print_report", "render"]
 STYLES = {
     "faster": "bold green",
     "smaller": "bold green",
+    "changed": "bold",
     "unchanged": "bold",
     "differs": "bold red",
     "planned": "bold",

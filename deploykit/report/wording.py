@@ -233,6 +233,8 @@ def verdict_sentence(report: Report) -> str:
                 f"Smaller, {speed}: {_fewer(size.parameters)} parameters, {_fewer(size.bytes)} bytes."
                 + _at_what_price(report)
             )
+        case "changed":
+            return f"Changed: {reason}." + _at_what_price(report)
         case "differs":
             return f"No model was written: {reason.removesuffix('. No model was written')}."
         case "planned":
