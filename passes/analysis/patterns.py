@@ -215,11 +215,10 @@ def slices(array: Array, axis: int, pattern: Pattern) -> Iterator[Array]:
         raise ValueError(msg)
     axis %= array.ndim
     rows, rest = math.prod(array.shape[:axis]), math.prod(array.shape[axis + 1 :])
-    split = array.reshape(rows, size // pattern.group, pattern.group, rest)
-    if not np.may_share_memory(split, array) and array.size:
-        # What is written into a view of a copy would be lost.
-        msg = "Pass developer: arrays are looked at in the order in which they lie in memory"
-        raise ValueError(msg)
+    # An array that lies in memory in another order is copied; one to be written to has been made just now, and does not.
+    split = np.ascontiguousarray(array).reshape(
+        rows, size // pattern.group, pattern.group, rest
+    )
     rows_at_once = max(1, ELEMENTS_AT_ONCE // max(1, size * rest))
     # Where one row is larger than a slice, it is cut between groups.
     groups_at_once = max(1, ELEMENTS_AT_ONCE // max(1, pattern.group * rest))

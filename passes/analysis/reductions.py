@@ -185,9 +185,10 @@ def products_of(node: ir.Node) -> Iterator[Product]:
         node.op_type, ()
     )
     found = [product for index in places if (product := product_of(node, index)) is not None]
-    if len(found) == 1:
-        yield found[0]
-    elif len(found) == 2:
+    followed = [product for product in found if product.held is not None]
+    if len(followed) == 1 or (found and not followed):
+        yield (followed or found)[0]
+    elif followed:
         reason = "both of its inputs are constants, so that it is one itself"
         yield Product(node, -1, None, Skip(label(node), reason, TIDY))
     elif places:
