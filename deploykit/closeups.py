@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
+from deploykit import one_file
 from deploykit.errors import DeploykitError
+from deploykit.profile.engine_layers import map_layers, read_nodes
 from deploykit.profile.layer_times import profile_layers
 from deploykit.profile.staircase import find_places, sweep
 from deploykit.report.records import Layer, LayerTimeRow, Staircase
@@ -21,6 +23,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     import onnx_ir as ir
+
+    from deploykit.profile.layer_times import LayerProfile
+    from deploykit.runtimes import Runner
 
 __all__ = ["Closeups", "look"]
 
@@ -59,6 +64,7 @@ def look(
     threads: int | None,
     duration_s: float,
     progress: Callable[[str, float | None], None],
+    runner: Runner | None = None,
 ) -> Closeups:
     """Time the layers of both models, and sweep the channels of the slowest.
 
@@ -74,14 +80,17 @@ def look(
         threads: threads of the sessions; None leaves the number to the runtime.
         duration_s: what the user is willing to wait for each model.
         progress: told what is going on.
+        runner: what runs the models; None is ONNX Runtime. Staircases are climbed in ONNX Runtime only.
     """
     warnings: list[str] = []
     times: tuple[LayerTimeRow, ...] = ()
     progress("timing the layers", None)
     try:
-        times = _layer_times(before, after, feeds, threads, min(PROFILE_S, duration_s))
+        times = _layer_times(before, after, feeds, threads, min(PROFILE_S, duration_s), runner)
     except DeploykitError as error:
         warnings.append(f"no times of layers: {error}")
+    if runner is not None:
+        return Closeups(times, (), tuple(warnings))
     seconds = {row.name: row.before_s for row in times if row.before_s is not None}
     shapes = {name: array.shape for name, array in feeds.items()}
     staircases = []
@@ -107,18 +116,24 @@ def look(
     return Closeups(times, tuple(staircases), tuple(warnings))
 
 
-def _layer_times(
+def _layer_times(  # noqa: PLR0917 - all of them are needed
     before: Path,
     after: Path,
     feeds: Mapping[str, Array],
     threads: int | None,
     duration_s: float,
+    runner: Runner | None,
 ) -> tuple[LayerTimeRow, ...]:
     """Times of the nodes of both models side by side, in the order of the original, then what was added."""
-    first = profile_layers(before, feeds, threads=threads, duration_s=duration_s)
-    second = first
-    if after != before:
-        second = profile_layers(after, feeds, threads=threads, duration_s=duration_s)
+
+    def profile(path: Path) -> LayerProfile:
+        if runner is None:
+            return profile_layers(path, feeds, threads=threads, duration_s=duration_s)
+        found = runner.profile_layers(path, feeds, duration_s=duration_s)
+        return map_layers(read_nodes(one_file.load(path)), found)
+
+    first = profile(before)
+    second = profile(after) if after != before else first
     old = {layer.name: layer for layer in first.layers}
     new = {layer.name: layer for layer in second.layers}
     return tuple(

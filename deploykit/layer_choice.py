@@ -18,6 +18,7 @@ from deploykit.profile.statistics import adds_enough
 
 if TYPE_CHECKING:
     from deploykit.profile import Measurement, Ratio
+    from deploykit.runtimes import Runner
     from passes.lowerings.alone import Case
     from passes.planners.block_choice import Chosen
 
@@ -36,12 +37,14 @@ class LayerChooser:
         settings: how long each layer is measured.
         progress: told what is going on, and how far it is.
         known: what was chosen, by the key of the layer; grows.
+        runner: what runs the layers; None is ONNX Runtime.
     """
 
     threads: int = 1
     settings: Settings = LAYER
     progress: Callable[[str, float | None], None] | None = None
     known: dict[str, Chosen] = dataclasses.field(default_factory=dict)
+    runner: Runner | None = None
 
     def __call__(self, cases: Sequence[Case]) -> list[Chosen]:
         """The form of each layer."""
@@ -77,6 +80,7 @@ class LayerChooser:
                     baseline=DENSE,
                     threads=self.threads,
                     settings=self.settings,
+                    runner=self.runner,
                 )
             except DeploykitError as error:
                 return Chosen(DENSE, f"its forms could not be measured: {error}", "")

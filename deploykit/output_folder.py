@@ -32,7 +32,10 @@ except ImportError:  # not on Windows, where two runs on one destination are not
 __all__ = ["OWN_FILES", "OutputFolder"]
 
 OWN_FILES = frozenset(
-    {"model.onnx", "model.onnx.data", "report.json", "report.html", "recipe.toml"}
+    {
+        *("model.onnx", "model.onnx.data", "report.json", "report.html", "recipe.toml"),
+        *("model.tensorrt.engine", "model.tensorrt-rtx.engine"),
+    }
 )
 """What a result folder holds; only such files are ever replaced."""
 

@@ -24,11 +24,13 @@ from deploykit import (
     block_layers,
     candidates,
     closeups,
+    engine_output,
     groups,
     layers,
     model_io,
     one_file,
     registry,
+    runtimes,
     saved_plans,
     size,
 )
@@ -61,6 +63,7 @@ from deploykit.validate import (
 if TYPE_CHECKING:
     import onnx_ir as ir
 
+    from deploykit.runtimes import Runner
     from passes.base import PassReport
     from passes.plans import Plan
     from passes.targets import Target
@@ -184,6 +187,7 @@ class Job:
         tried: the last report of each pass, whatever became of the form that it was for.
         failed: forms that could not be made, or turned out wrong; grows.
         progress: told what is going on.
+        runner: what runs the models that are timed; None is ONNX Runtime.
     """
 
     request: Request
@@ -195,6 +199,7 @@ class Job:
     tried: Mapping[str, PassReport]
     failed: list[candidates.Unmade]
     progress: Progress
+    runner: Runner | None = None
 
     @property
     def is_exact(self) -> bool:
@@ -252,6 +257,10 @@ def optimize(
     began = time.perf_counter()
     recipe, saved = _settled(request.recipe)
     target = find_target(recipe)
+    # What cannot run or build here says so before anything is done.
+    runner = runtimes.start(recipe.runtime) if recipe.profile else None
+    if recipe.engine is not None:
+        engine_output.check(recipe.engine, recipe.compute_capability)
     with (
         OutputFolder(out, force=force, sources=files_of(request.source, recipe)) as folder,
         contextlib.ExitStack() as running,
@@ -264,7 +273,7 @@ def optimize(
             saved.check_source(recipe.plan, request.source, start.source.sha256)
         plans = {} if saved is None else saved.plans
         chooser = (
-            LayerChooser(recipe.threads, progress=progress)
+            LayerChooser(recipe.threads, progress=progress, runner=runner)
             if recipe.profile and recipe.choose == "measure"
             else None
         )
@@ -286,12 +295,14 @@ def optimize(
             memory.reports,
             failed,
             progress,
+            runner,
         )
         decided = _decide(job)
         report = _report(job, decided, folder.work)
         progress("writing the result")
         if decided.verdict != "differs":
             _write_model(start, decided.form, folder.path)
+            report = _with_sparse(report, job, folder.path)
         if request.dump_dir is not None:
             dump = Dump(request.dump_dir)
             candidates.run_steps(
@@ -444,7 +455,12 @@ def find_target(recipe: Recipe) -> Target:
     """The target that a checked recipe names, or that of this machine."""
     from passes import targets
 
-    return targets.detect() if recipe.target is None else targets.TARGETS[recipe.target]
+    if recipe.target is not None:
+        return targets.TARGETS[recipe.target]
+    # What is timed or built in the family of TensorRT is for a GPU, whatever CPU it is made on.
+    if recipe.runtime in runtimes.ENGINES or recipe.engine is not None:
+        return targets.TARGETS["tensorrt"]
+    return targets.detect()
 
 
 def _start(asked: Path, recipe: Recipe, work: Path, progress: Progress) -> Start:
@@ -717,6 +733,7 @@ def _choose(
                 threads=job.recipe.threads,
                 settings=settings,
                 progress=lambda done: job.progress(stage, done),
+                runner=job.runner,
             )
         )
         return measured[-1]
@@ -822,6 +839,21 @@ def _write_model(start: Start, form: Saved | None, folder: Path) -> None:
         shutil.copyfile(start.path, folder / "model.onnx")
 
 
+def _with_sparse(report: records.Report, job: Job, folder: Path) -> records.Report:
+    """The report with what is known of sparse kernels in the written model, and of its engine, which is built here."""
+    path, feeds, recipe = folder / "model.onnx", job.start.feeds, job.recipe
+    if job.runner is not None:
+        job.progress("looking for sparse kernels")
+        report = dataclasses.replace(report, sparse=job.runner.sparse_verdict(path, feeds))
+    if recipe.engine is not None:
+        job.progress(f"building an engine with {recipe.engine}")
+        built = engine_output.write(
+            path, feeds, recipe.engine, recipe.compute_capability, job.runner
+        )
+        report = dataclasses.replace(report, engine=built)
+    return report
+
+
 def _report(job: Job, decided: Decision, work: Path) -> records.Report:
     start, forms = job.start, job.forms
     shown = decided.shown(forms)
@@ -830,6 +862,11 @@ def _report(job: Job, decided: Decision, work: Path) -> records.Report:
     bytes_before = _source_bytes(start)
     warnings = list(start.warnings) + list(_left_out_warnings(job.steps))
     warnings += _block_warnings(start.opened, job.steps)
+    if job.recipe.engine is not None and decided.measured and job.runner is None:
+        warnings.append(
+            "the forms were chosen by their times on the CPU of this machine, and the engine is for a GPU: give --no-profile, "
+            "or where there is a GPU --runtime tensorrt"
+        )
     warnings += [
         f"'{unmade.form.name}' was not considered: {unmade.reason}" for unmade in job.failed
     ]
@@ -918,6 +955,7 @@ def _look(
         threads=job.recipe.threads,
         duration_s=job.request.settings.duration_s,
         progress=job.progress,
+        runner=job.runner,
     )
 
 
@@ -987,7 +1025,10 @@ def _profile_record(final: Measurement, name: str) -> records.Profile:
         noisy=noisy,
         threads=final.threads,
         runtime=final.runtime,
-        device=dataclasses.asdict(device.describe()),
+        device={
+            **dataclasses.asdict(device.describe()),
+            **({"gpu": ", ".join(final.providers)} if final.clock == "device" else {}),
+        },
         samples={
             key: _samples(final.samples[which])
             for key, which in (("baseline", ORIGINAL), ("optimized", name))

@@ -49,6 +49,8 @@ class Recipe:
         plan: a saved plan, whose passes run and cut and add no more than it lists.
         choose: how forms of layers with blocks are chosen: "measure" on the device, or "static" by the rules of the target.
         ticket: a ticket or a state dict, to be put into the PyTorch model before it is exported.
+        engine: what an engine of the result is built with, "tensorrt" or "tensorrt-rtx"; None for no engine.
+        compute_capability: the GPUs that engine is for, as "8.6"; none for the builder's own choice.
     """
 
     passes: tuple[str, ...] | None = None
@@ -65,6 +67,8 @@ class Recipe:
     plan: str | None = None
     choose: str = "measure"
     ticket: str | None = None
+    engine: str | None = None
+    compute_capability: tuple[str, ...] = ()
 
     @property
     def pass_names(self) -> tuple[str, ...]:
@@ -77,7 +81,7 @@ class Recipe:
         Raises:
             UsageError: a pass, an option, a target, a runtime or a number that there is not.
         """
-        from deploykit.runtimes import RUNTIMES
+        from deploykit.runtimes import ENGINES, check_name
         from passes.targets import TARGETS
 
         if not self.pass_names:
@@ -95,8 +99,12 @@ class Recipe:
         if self.target is not None and self.target not in TARGETS:
             msg = f"there is no target '{self.target}'. There are: {', '.join(TARGETS)}."
             raise UsageError(msg)
-        if self.runtime not in RUNTIMES:
-            msg = f"there is no runtime '{self.runtime}'. There are: {', '.join(RUNTIMES)}."
+        check_name(self.runtime)
+        if self.engine is not None and self.engine not in ENGINES:
+            msg = f"no engines are built with '{self.engine}', but with {' or '.join(ENGINES)}."
+            raise UsageError(msg)
+        if self.compute_capability and self.engine is None:
+            msg = "compute capabilities are for an engine: say what to build it with, as --engine tensorrt-rtx."
             raise UsageError(msg)
         if self.choose not in CHOICES:
             msg = f"layers are chosen by one of {', '.join(CHOICES)}, not '{self.choose}'."
@@ -215,7 +223,7 @@ def _typed(path: Path, key: str, value: object) -> Any:  # noqa: ANN401 - of the
     strings = isinstance(value, list) and all(isinstance(part, str) for part in value)
     number = isinstance(value, int | float) and not isinstance(value, bool)
     match key:
-        case "passes" | "keep" | "inputs" if strings:
+        case "passes" | "keep" | "inputs" | "compute_capability" if strings:
             return tuple(value)  # type: ignore[arg-type]  # checked one line above
         case "profile" if isinstance(value, bool):
             return value
@@ -231,8 +239,8 @@ def _typed(path: Path, key: str, value: object) -> Any:  # noqa: ANN401 - of the
                 }
             except (TypeError, ValueError):
                 pass
-        case "target" | "runtime" | "choose" | "masks" | "plan" | "ticket" if isinstance(
-            value, str
+        case "target" | "runtime" | "choose" | "masks" | "plan" | "ticket" | "engine" if (
+            isinstance(value, str)
         ):
             return value
     msg = f"the recipe '{path}': '{key}' cannot be {value!r}."

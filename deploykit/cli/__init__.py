@@ -23,7 +23,7 @@ from deploykit.errors import DeploykitError, ModelError, UsageError
 
 __all__ = ["main", "program"]
 
-COMMANDS = ("optimize", "find", "profile", "inspect", "compare", "passes", "schema")
+COMMANDS = ("optimize", "find", "profile", "inspect", "compare", "runtimes", "passes", "schema")
 LIBRARIES = ("onnx", "onnx-ir", "onnxruntime", "numpy", "torch")
 BUG = 70
 INTERRUPTED = 130

@@ -56,7 +56,21 @@ __all__ = ["command"]
     type=float,
     help="Largest relative error that counts as equal. [default: by dtype]",
 )
-@click.option("--runtime", metavar="NAME", help="What runs the models. [default: onnxruntime]")
+@click.option(
+    "--runtime",
+    metavar="NAME",
+    help="What the models are timed in; see 'deploykit runtimes'. [default: onnxruntime]",
+)
+@click.option(
+    "--engine",
+    metavar="NAME",
+    help="Also build an engine of the result, with tensorrt or tensorrt-rtx.",
+)
+@click.option(
+    "--compute-capability",
+    metavar="8.6,8.9",
+    help="GPUs that the engine is for, with tensorrt-rtx. [default: as it builds by itself]",
+)
 @click.option(
     "--threads",
     type=int,

@@ -217,6 +217,9 @@ def read_recipe(
         given["passes"] = tuple(
             name.strip() for name in given["passes"].split(",") if name.strip()
         )
+    if given.get("compute_capability") is not None:
+        parts = (part.strip() for part in given["compute_capability"].split(","))
+        given["compute_capability"] = tuple(part for part in parts if part)
     for key in ("masks", "plan", "ticket"):
         if given.get(key) is not None:
             given[key] = str(given[key].resolve())

@@ -31,6 +31,9 @@ def advise(measured: Measurement, before: Device, after: Device) -> tuple[str, .
         before: the machine just before it.
         after: the machine just after it.
     """
+    if measured.clock == "device":
+        # What else the host does is in none of these times.
+        return tuple(_about_precision(measured))
     return (
         *_about_others(measured, before),
         *_about_the_clock(measured, before, after),

@@ -14,7 +14,7 @@ from html import escape
 from importlib import resources
 from typing import TYPE_CHECKING
 
-from deploykit.report import block_section, layer_sections, ticket_section
+from deploykit.report import block_section, layer_sections, sparse_section, ticket_section
 from deploykit.report.markup import (
     Cell,
     Column,
@@ -79,6 +79,7 @@ def render(report: Report) -> str:
             _latencies(report),
             ticket_section.ticket_layers(report),
             block_section.block_layers(report),
+            sparse_section.sparse_kernels(report),
             layer_sections.staircases(report),
             layer_sections.layers(report),
             _skips(report),
@@ -382,13 +383,13 @@ def _latencies(report: Report) -> str:
     )
     how = (
         f"By {profile.clock} time of {escape(profile.runtime)}, {threads}, on "
-        f"{escape(str(profile.device.get('cpu', 'this machine')))}; both models took turns, in random order."
+        f"{escape(str(profile.device.get('gpu') or profile.device.get('cpu', 'this machine')))}; both models took turns, in random order."
         + (busy if profile.noisy else "")
         + few
     )
     spread = ""
     samples = {
-        word: getattr(found, f"{profile.clock}_s")
+        word: found.cpu_s if profile.clock == "cpu" else found.wall_s
         for word, name in (("original", "baseline"), ("optimized", "optimized"))
         if (found := profile.samples.get(name)) is not None
     }

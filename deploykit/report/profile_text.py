@@ -18,6 +18,7 @@ from deploykit.report.profile_records import (
     Relative,
 )
 from deploykit.report.profile_wording import outliers_text, seconds_text
+from deploykit.report.sparse_text import sparse_parts, sparse_times_parts
 from deploykit.report.wording import bytes_text
 
 __all__ = ["print_result", "render_comparison", "render_profile"]
@@ -64,6 +65,7 @@ def render_profile(report: ProfileReport, *, all_layers: bool = False) -> Render
         parts += [Text(""), *_layers(report.models[0], all_layers=all_layers)]
     elif report.models[0].layers:
         parts += [Text(""), *_layers_of_all(report.models, all_layers=all_layers)]
+    parts += _sparse(report)
     parts += _warnings(report.warnings)
     return Group(*parts)
 
@@ -98,7 +100,11 @@ def render_comparison(comparison: Comparison, *, all_layers: bool = False) -> Re
     if comparison.layers:
         parts += [Text(""), *_layer_pairs(comparison.layers, all_layers=all_layers)]
     if comparison.profile is not None:
-        parts += [Text(""), Text(_conditions(comparison.profile), "dim")]
+        parts += [
+            *_sparse(comparison.profile),
+            Text(""),
+            Text(_conditions(comparison.profile), "dim"),
+        ]
     parts += _warnings(comparison.warnings)
     return Group(*parts)
 
@@ -110,12 +116,30 @@ def _conditions(report: ProfileReport) -> str:
     )
     if report.threads is not None and report.threads > 1:
         threads += "s"
-    clock = "wall time" if report.clock == "wall" else "processor time of the thread"
+    clock = {
+        "wall": "wall time",
+        "device": "time by the clock of the device, without copies to it and back",
+    }.get(report.clock, "processor time of the thread")
+    where = str(report.device.get("cpu"))
+    if report.clock == "device":
+        where = f"{', '.join(report.providers)} beside {where}"
+        threads = "all of it"
     rebuilds = report.settings.get("rebuilds")
     return (
-        f"{report.device.get('cpu')} ({report.device.get('fingerprint')}), {report.runtime}, {threads}; {clock}, "
+        f"{where} ({report.device.get('fingerprint')}), {report.runtime}, {threads}; {clock}, "
         f"{rebuilds} builds of the sessions; {inputs}"
     )
+
+
+def _sparse(report: ProfileReport) -> list[RenderableType]:
+    """What is known of sparse kernels in each model."""
+    parts: list[RenderableType] = []
+    for model in report.models:
+        parts += [
+            *sparse_parts(model.sparse, model.name),
+            *sparse_times_parts(model.sparse_times),
+        ]
+    return parts
 
 
 def _latencies(report: ProfileReport) -> Table:

@@ -14,6 +14,7 @@ from importlib import resources
 from typing import Any, Literal, TypeAlias
 
 from deploykit.output_change import OutputChange
+from deploykit.report.sparse_records import EngineRecord, SparseVerdict
 
 __all__ = [
     "SCHEMA_VERSION",
@@ -44,7 +45,7 @@ __all__ = [
     "to_json",
 ]
 
-SCHEMA_VERSION = "1.3"
+SCHEMA_VERSION = "1.4"
 
 NUMBERS = re.compile(r"\[\n\s*([-+.0-9eE,\s]+?)\s*\]")
 """An array of numbers as `json` indents it."""
@@ -485,6 +486,9 @@ class Report:
         ticket_layers: what the ticket keeps of each weight; empty without one.
         block_layers: weights with dense blocks.
         no_blocks: sparse weights without, and why; of an inspection only.
+        sparse: what is known of sparse kernels in the written model, as the runtime that timed it runs it; None if that chooses
+            none.
+        engine: the engine that was built of the written model; None if none was asked for.
         verdict: what came of it; "planned" for a dry run or an inspection.
         reason: why that, in a sentence.
         groups: layers that share their channels; of an inspection only.
@@ -513,6 +517,8 @@ class Report:
     ticket_layers: tuple[TicketLayer, ...] = ()
     block_layers: tuple[BlockLayer, ...] = ()
     no_blocks: tuple[Skip, ...] = ()
+    sparse: SparseVerdict | None = None
+    engine: EngineRecord | None = None
     schema_version: str = SCHEMA_VERSION
 
     @property

@@ -93,7 +93,7 @@ class EngineRecord:
         compute_capabilities: the GPUs it was built for; empty for that of this machine.
         shapes: the sizes of the inputs it was built for, by input.
         sparse: what is known of sparse kernels in it.
-        ran: whether it was run here.
+        ran: whether it was run here; if not, nothing is known of its outputs and its speed.
     """
 
     runtime: str
@@ -103,4 +103,4 @@ class EngineRecord:
     compute_capabilities: tuple[str, ...]
     shapes: dict[str, tuple[int, ...]]
     sparse: SparseVerdict
-    ran: bool
+    ran: bool = False

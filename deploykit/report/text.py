@@ -12,6 +12,7 @@ from rich.text import Text
 
 from deploykit.output_change import OutputChange
 from deploykit.report.records import Group, Layer, Report
+from deploykit.report.sparse_text import engine_parts, sparse_parts
 from deploykit.report.wording import (
     block_text,
     error_text,
@@ -96,6 +97,7 @@ def render(report: Report, *, all_layers: bool = False) -> RenderableType:
         parts += [Text(""), Text(_validation_line(report))]
         if is_lossy(report) and report.validation.changes:
             parts.append(_changes(report.validation.changes))
+    parts += [*sparse_parts(report.sparse), *engine_parts(report.engine)]
     for warning in shown_warnings(report):
         parts.append(Text.assemble(("warning: ", "bold yellow"), warning))
     return Rendered(*parts)

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "DEFAULT",
+    "ENGINES",
     "RUNTIMES",
     "Array",
     "Capabilities",
@@ -44,6 +45,9 @@ DEFAULT = "onnxruntime"
 
 RUNTIMES: tuple[str, ...] = (DEFAULT, "tensorrt", "tensorrt-rtx", "torch")
 """Names that `--runtime` takes."""
+
+ENGINES: tuple[str, ...] = ("tensorrt", "tensorrt-rtx")
+"""Names that `--engine` takes: those that build a file which runs without them having seen the model."""
 
 Dim: TypeAlias = int | str | None
 """A size; a symbol where it is dynamic and named; None where it is dynamic and nameless."""

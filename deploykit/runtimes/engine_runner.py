@@ -59,6 +59,11 @@ class EngineRunner:
         """Where engines run."""
         return self._gpu
 
+    @property
+    def family(self) -> Family:
+        """What builds and runs the engines."""
+        return self._api.family
+
     def open(self, path: Path, feeds: Mapping[str, Array]) -> EngineSession:
         """Make a model ready to run on inputs of these shapes."""
         shapes = {name: array.shape for name, array in feeds.items()}
@@ -103,9 +108,17 @@ class EngineRunner:
     def sparse_verdict(self, path: Path, feeds: Mapping[str, Array]) -> SparseVerdict:
         """What is known of sparse kernels in the engine of a model."""
         shapes = {name: array.shape for name, array in feeds.items()}
-        built = self.build(path, shapes)
-        with contextlib.closing(EngineSession(self._api, built, self._gpu, shapes)) as session:
-            return judge(built, path, session.inspect())
+        return judge(self.build(path, shapes), path, self.inspect(path, feeds))
+
+    def run_once(self, path: Path, feeds: Mapping[str, Array]) -> list[Array]:
+        """Run the engine of a model; its outputs, in the engine's order."""
+        with contextlib.closing(self.open(path, feeds)) as session:
+            return session.run(None, feeds)
+
+    def inspect(self, path: Path, feeds: Mapping[str, Array]) -> str:
+        """What the engine of a model says of itself, as JSON."""
+        with contextlib.closing(self.open(path, feeds)) as session:
+            return session.inspect()
 
     def sparse_times(self, path: Path, feeds: Mapping[str, Array]) -> tuple[SparseTime, ...]:
         """None: the builder times its kernels itself, and tells only what it took."""

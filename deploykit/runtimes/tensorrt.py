@@ -19,11 +19,11 @@ def capabilities() -> Capabilities:
     imported = trial.step("import")
 
     def needing_a_gpu(step: str) -> Claim:
-        if not imported or driver:
+        if driver:
             return trial.step(step)
+        no_gpu = f"it builds and runs on a GPU only, and {driver.reason}"
         return Claim(
-            holds=False,
-            reason=f"TensorRT builds and runs on a GPU only, and {driver.reason[0].lower()}{driver.reason[1:]}",
+            holds=False, reason=no_gpu if imported else f"{imported.reason} Besides, {no_gpu}"
         )
 
     device = trial.facts.get("device")
@@ -39,7 +39,7 @@ def capabilities() -> Capabilities:
             holds=bool(can_run),
             reason="the build log counts sparse layers, and the engine names its kernels"
             if can_run
-            else f"only an engine that is here can be asked: {can_run.reason}",
+            else can_run.reason,
         ),
         providers=() if device is None else (device,),
     )

@@ -27,7 +27,8 @@ def measured(monkeypatch):
     costs = {ORIGINAL: 1.0}
     calls = []
 
-    def measure(models, feeds, *, baseline, threads, settings, progress):
+    def measure(models, feeds, *, baseline, threads, settings, progress, runner):
+        assert runner is None
         calls.append((list(models), settings))
         for path in models.values():
             onnx.checker.check_model(str(path), full_check=True)

@@ -16,6 +16,7 @@ from rich.console import Console
 from deploykit.report import html as page
 from deploykit.report import records as r
 from deploykit.report import text, wording
+from deploykit.report.sparse_records import EngineRecord, SparseLayers, SparseVerdict, Tactic
 
 NASTY = "<script>alert('x')</script>[bold]&\"/conv"
 
@@ -182,6 +183,20 @@ VARIANTS = {
         ),
         "no_blocks": (r.Skip(f"{NASTY}.last", "its zeros are scattered", "make blocks"),),
     },
+    "nobody says what is sparse": {"sparse": SparseVerdict()},
+    "sparse kernels and an engine": {
+        "sparse": SparseVerdict(
+            eligible=(NASTY, "b"),
+            found=SparseLayers(2, (NASTY, "b")),
+            chosen=SparseLayers(1),
+            tactics=(Tactic(NASTY, "sm80_xmma_sparse_gemm_f16"),),
+        ),
+        "engine": EngineRecord(
+            *("tensorrt-rtx 1.7", "model.tensorrt-rtx.engine", 999, 0.2, ("8.6", "8.9")),
+            shapes={NASTY: (1, 3), "scalar": ()},
+            sparse=SparseVerdict(eligible=(), tactics=()),
+        ),
+    },
 }  # fmt: skip
 
 
@@ -202,6 +217,8 @@ def test_the_schema_notices_what_is_missing_and_knows_every_key():
         "ticket_layers",
         "block_layers",
         "no_blocks",
+        "sparse",
+        "engine",
     }
     for key in r.schema()["required"]:
         broken = {name: value for name, value in document.items() if name != key}
