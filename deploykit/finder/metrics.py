@@ -59,10 +59,14 @@ class Row:
         """Part of the prunable weights that is dropped."""
         return 1.0 - self.remaining
 
+    @property
+    def sad(self) -> dict[str, Any] | None:
+        """How much its masks changed while it was trained; None where they stayed."""
+        return summarize(self.epochs, self.masked)
+
 
 def as_record(row: Row) -> dict[str, Any]:
     """A row in JSON's types, without its epochs, which the CSV has."""
-    sad = summarize(row.epochs, row.masked)
     return {
         "round": row.round,
         "structure": row.structure,
@@ -73,7 +77,7 @@ def as_record(row: Row) -> dict[str, Any]:
         "test": row.test,
         "file": row.file,
         "notes": list(row.notes),
-        **({} if sad is None else {"sad": sad}),
+        **({} if row.sad is None else {"sad": row.sad}),
     }
 
 

@@ -59,6 +59,12 @@ def render_search(result: Result) -> RenderableType:
         Text(""),
         table,
     ]
+    if ticket.sad is not None:
+        first, last = (
+            f"{ticket.sad[f'per_weight_{which}_epoch']:.3%}" for which in ("first", "last")
+        )
+        said = f"masks: {first} of their weights changed in a step of the first epoch, {last} in one of the last (SAD, see sad.csv)"
+        parts += [Text(""), Text(said)]
     parts += [Text(f"note: {note}", "dim") for note in ticket.notes]
     return Group(*parts)
 

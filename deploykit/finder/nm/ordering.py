@@ -26,6 +26,7 @@ from deploykit.ticket import Ticket
 from passes.errors import PassError
 from passes.permute_channels import PermuteChannels
 from passes.plans import PermutePlan
+from passes.tidy import Tidy
 from passes.weights import constant, set_tensor
 
 if TYPE_CHECKING:
@@ -172,8 +173,10 @@ class _Graph:
         model = export_for_analysis(module.eval(), inputs)
         state = [name for name in module.state_dict() if name in model.graph.initializers]
         origins = {name: Origin(name, is_transposed=False) for name in state}
-        # A transpose has its own copy, which the weight itself, if others read it, must not take the place of.
-        return cls(model, origins | fold_transposes(model.graph, state))
+        origins |= fold_transposes(model.graph, state)
+        # The exporter computes the biases that convolutions do not have, and nobody could tell those from weights.
+        Tidy()(model)
+        return cls(model, origins)
 
     def filled(self, weights: Weights) -> ir.Model:
         """The graph with a state dict in it."""

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import re
 from typing import Any, Final
 
 import numpy as np
 
 from deploykit.errors import UsageError
 from deploykit.finder.ranking import Bools
+from passes.analysis import patterns
 
 __all__ = ["Pattern", "block_patterns"]
 
-WRITTEN = re.compile(r"(\d+):(\d+)")
-WIDEST = 64
 ENUMERATED: Final = 4
 """The largest M whose square patterns are all tried: 4:8 has 117 billion of them."""
 
@@ -39,16 +37,11 @@ class Pattern:
     transposable: bool = False
 
     def __post_init__(self) -> None:
-        if self.group > WIDEST:
-            msg = f"'{self}' is no pattern that can be trained: groups have up to {WIDEST} weights. TensorRT reads 2:4."
-            raise UsageError(msg)
-        if not 1 <= self.kept < self.group:
-            what = "keeps nothing" if self.kept < 1 else "drops nothing"
-            msg = (
-                f"the pattern '{self.kept}:{self.group}' {what}. N:M keeps N of M consecutive weights, N from 1 to M - 1: "
-                "2:4, which TensorRT reads, or 1:4, 2:8, ..."
-            )
-            raise UsageError(msg)
+        try:
+            patterns.Pattern(self.kept, self.group)
+        except ValueError as error:
+            msg = f"{error}."
+            raise UsageError(msg) from error
         if self.transposable and self.group > ENUMERATED:
             msg = (
                 f"transposable masks are exact for groups of up to {ENUMERATED}, whose patterns can all be tried, and "
@@ -63,11 +56,12 @@ class Pattern:
         Raises:
             UsageError: it is written in another way, or there is no such pattern.
         """
-        found = WRITTEN.fullmatch(text.strip())
-        if found is None:
-            msg = f"'{text}' is no pattern. Give N:M, as 2:4: of every 4 consecutive weights 2 stay."
-            raise UsageError(msg)
-        return cls(int(found[1]), int(found[2]), transposable=transposable)
+        try:
+            found = patterns.Pattern.parse(text)
+        except ValueError as error:
+            msg = f"{error}."
+            raise UsageError(msg) from error
+        return cls(found.kept, found.group, transposable=transposable)
 
     @property
     def density(self) -> float:

@@ -17,6 +17,7 @@ pytestmark = pytest.mark.torch
 
 from deploykit.cli import find  # noqa: E402
 from deploykit.cli.search_narration import SearchNarration, status_text, time_text  # noqa: E402
+from deploykit.finder.nm import METHODS  # noqa: E402
 from deploykit.finder.progress import Clock, Status  # noqa: E402
 from deploykit.finder.sources import SOURCES  # noqa: E402
 from deploykit.finder.structures.refill import CRITERIA  # noqa: E402
@@ -28,6 +29,7 @@ TASK = "tests.deploykit.finder.toy:clouds_task"
 
 def test_what_is_written_out_is_what_there_is():
     assert set(find.SOURCES) == set(SOURCES)
+    assert find.NM_METHODS == METHODS
     assert ("none", *STRUCTURES) == find.STRUCTURES
     assert find.CRITERIA == CRITERIA
 
