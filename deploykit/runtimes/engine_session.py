@@ -162,7 +162,7 @@ class EngineSession:
                 raise ModelError(msg)
         specs: dict[bool, list[TensorSpec]] = {True: [], False: []}
         for name in names:
-            dtype = str(engine.get_tensor_dtype(name)).rsplit(".", maxsplit=1)[-1]
+            dtype = str(engine.get_tensor_dtype(name).name)
             shape = tuple(int(size) for size in context.get_tensor_shape(name))
             self._check(name, dtype, shape)
             spec = TensorSpec(name, DTYPES[dtype], shape)

@@ -122,7 +122,7 @@ def make_logger(api: Api, log: list[Line]) -> Any:  # noqa: ANN401 - a type of t
             base.__init__(self)
 
         def log(self, severity: Any, message: str) -> None:  # noqa: ANN401 - an enum of the package
-            log.append(Line(str(severity).rsplit(".", maxsplit=1)[-1], str(message)))
+            log.append(Line(str(severity.name), str(message)))
 
     return Keeper()
 
