@@ -1,4 +1,6 @@
-"""Kills searches at random moments and goes on: `python -m tests.deploykit.finder.kill_searches KILLS SEED FOLDER`.
+"""Kills searches at random moments and goes on: `python -m tests.deploykit.finder.kill_searches KILLS SEED FOLDER [OPTION ...]`.
+
+Options are those of `deploykit find`.
 
 A program of its own, because it forks a process that has imported everything: a fork is killed while it works, and not
 while it imports. Prints a JSON document of what was seen, and what was wrong.
@@ -29,22 +31,11 @@ from tests.deploykit.forks import start, wait
 
 MOST_TRIES = 20
 TASK = "tests.deploykit.finder.toy:slow"
+OPTIONS = sys.argv[4:] or ["--rounds", "3", "--rewind", "2"]
 
 
 def command(out, *more):
-    return [
-        "find",
-        TASK,
-        "-o",
-        str(out),
-        "--rounds",
-        "3",
-        "--rewind",
-        "2",
-        "--threads",
-        "1",
-        *more,
-    ]
+    return ["find", TASK, "-o", str(out), *OPTIONS, "--threads", "1", *more]
 
 
 def held(out):
@@ -62,9 +53,9 @@ def look(out):
             Ticket.load(file)
     for file in out.glob("*.json"):
         json.loads(file.read_text())
-    table = out / "metrics.csv"
-    if table.exists() and not table.read_text().endswith("\n"):
-        raise ValueError("half a table")
+    for table in out.glob("*.csv"):
+        if not table.read_text().endswith("\n"):
+            raise ValueError("half a table")
 
 
 def search_and_kill(number, whole_s, dice, folder, reference, seen):

@@ -1,6 +1,7 @@
 """One of several processes of a search: `torchrun ... -m tests.deploykit.finder.ranks FOLDER`.
 
-Each writes the ticket that it came to, as FOLDER/rank-N.safetensors, and a training with normalizations and dropout.
+Each writes the tickets that it came to, as FOLDER/rank-N.safetensors and FOLDER/masked-N.safetensors, and a training with
+normalizations and dropout.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import torch
 
 from deploykit.finder import search as searching
 from deploykit.finder.engine import make_engine
+from deploykit.finder.nm import NM
 from deploykit.finder.search import Settings, search
 from deploykit.finder.training import Trainer
 from deploykit.ticket import Ticket
@@ -21,18 +23,24 @@ from tests.deploykit.finder.toy import lenet, pictures
 def main(folder):
     torch.set_num_threads(1)
     engine = make_engine("auto")
-    found, find = [], searching._Search._find
+    found = []
+    for kind in (searching._Search, searching.NMSearch):
 
-    def note(self):
-        found.append(find(self))
-        return found[-1]
+        def note(self, find=kind._find):
+            found.append(find(self))
+            return found[-1]
 
-    searching._Search._find = note
+        kind._find = note
     search(lenet, Settings(rounds=2, rewind=1), folder / "out", engine=engine)
     # Started again by all of them, it is read by the first and told to the others.
     search(lenet, Settings(rounds=2, rewind=1), folder / "out", engine=engine)
     for number, ticket in enumerate(found):
         ticket.save(folder / f"rank-{engine.rank}-{number}.safetensors")
+    settings = Settings(source="sr-ste", nm=NM(decay=0.01, permute=False))
+    masked = search(lenet, settings, folder / "masked", engine=engine)
+    # Written by the first alone; each has its own in memory.
+    found[-1].save(folder / f"masked-{engine.rank}.safetensors")
+    assert masked.rows[-1].sad is not None
     trainer = Trainer(pictures, engine=engine, epochs=1)
     trained = trainer.train(trainer.initial(), {})
     provenance = {"name": engine.name, "processes": engine.processes, "test": trained.test}

@@ -15,6 +15,7 @@ pytestmark = pytest.mark.torch
 
 from deploykit.errors import RuntimeUnavailable, UsageError  # noqa: E402
 from deploykit.finder.engine import PlainEngine, find_device, make_engine  # noqa: E402
+from deploykit.finder.nm import NM  # noqa: E402
 from deploykit.finder.search import Settings, search  # noqa: E402
 from deploykit.finder.training import Trainer  # noqa: E402
 from deploykit.ticket import Ticket  # noqa: E402
@@ -46,6 +47,7 @@ def launch(more, folder):
 )
 def test_two_processes_find_the_ticket_of_one(tmp_path, more, name):
     (found, again), pictures = launch(more, tmp_path / "two")
+    check_masked(tmp_path)
     alone = Ticket.load(search(lenet, Settings(rounds=2, rewind=1), tmp_path / "one").ticket)
     assert found[0].provenance["settings"]["processes"] == 2
     assert found[0].provenance["settings"]["engine"] == name
@@ -65,6 +67,24 @@ def test_two_processes_find_the_ticket_of_one(tmp_path, more, name):
     for each in pictures[0].weights:
         assert pictures[0].weights[each].tobytes() == pictures[1].weights[each].tobytes()
     assert pictures[0].provenance == {**pictures[0].provenance, "name": name, "processes": 2}
+
+
+def check_masked(folder):
+    """Masks that are chosen at every step are the same on both, and those of one process."""
+    settings = Settings(source="sr-ste", nm=NM(decay=0.01, permute=False))
+    alone = Ticket.load(search(lenet, settings, folder / "masked").ticket)
+    first, second = (
+        Ticket.load(folder / "two" / f"masked-{rank}.safetensors") for rank in (0, 1)
+    )
+    assert first.provenance["epochs"] == second.provenance["epochs"]
+    flips = [each["flips"] for each in alone.provenance["epochs"]]
+    assert [each["flips"] for each in first.provenance["epochs"]] == flips
+    for name, mask in alone.masks.items():
+        assert (first.masks[name] == mask).all()
+        assert (second.masks[name] == mask).all()
+    for name in alone.weights:
+        assert first.weights[name].tobytes() == second.weights[name].tobytes()
+        np.testing.assert_allclose(first.weights[name], alone.weights[name], atol=1e-12)
 
 
 @pytest.mark.parametrize("processes", [1, 2, 3, 5])
