@@ -28,11 +28,15 @@ def command(*, as_json: bool) -> None:
     are sparse. What libraries of GPUs can do is tried in a process of its own. A runtime that cannot run here ends a command
     that asks for it with exit code 4.
     """
+    from concurrent.futures import ThreadPoolExecutor
+
     from deploykit import runtimes
     from deploykit.cli.printable import printable, printable_json
     from deploykit.profile import device
 
-    found = [runtimes.capabilities(name) for name in runtimes.RUNTIMES]
+    # Each waits for a process of its own.
+    with ThreadPoolExecutor() as pool:
+        found = list(pool.map(runtimes.capabilities, runtimes.RUNTIMES))
     if as_json:
         document = {
             "schema_version": "1.0",
