@@ -61,7 +61,7 @@ def render_search(result: Result) -> RenderableType:
     ]
     if ticket.sad is not None:
         first, last = (
-            f"{ticket.sad[f'per_weight_{which}_epoch']:.3%}" for which in ("first", "last")
+            f"{ticket.sad[f'per_weight_{which}_epoch']:.2%}" for which in ("first", "last")
         )
         said = f"masks: {first} of their weights changed in a step of the first epoch, {last} in one of the last (SAD, see sad.csv)"
         parts += [Text(""), Text(said)]
