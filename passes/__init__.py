@@ -29,6 +29,7 @@ from passes.permute_channels import PermuteChannels
 from passes.plans import BlockPlan, ChannelPlan, PermutePlan, SparsePlan
 from passes.prune_channels import PruneChannels
 from passes.remove_channels import RemoveChannels
+from passes.set_precision import SetPrecision
 from passes.sparse_2_4 import Sparse24
 from passes.targets import TARGETS, Target
 from passes.tidy import Tidy
@@ -53,6 +54,7 @@ __all__ = [
     "PlanMismatch",
     "PruneChannels",
     "RemoveChannels",
+    "SetPrecision",
     "Skip",
     "Sparse24",
     "SparsePlan",
@@ -68,6 +70,7 @@ BUILTIN: Final[tuple[type[Pass], ...]] = (
     PermuteChannels,
     GroupBlocks,
     AlignChannels,
+    SetPrecision,
     InferShapes,
     Sparse24,
 )

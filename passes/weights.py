@@ -27,6 +27,7 @@ __all__ = [
     "constant",
     "copy_for",
     "fold",
+    "free_name",
     "hold",
     "is_constant",
     "is_finite",
@@ -155,6 +156,7 @@ def set_derived(
     shape: tuple[int, ...],
     *,
     in_slices: bool = True,
+    dtype: ir.DataType | None = None,
 ) -> None:
     """Replace an initializer's data by what `derive` makes of it, for all of its uses.
 
@@ -163,10 +165,11 @@ def set_derived(
 
     Args:
         value: the initializer.
-        derive: makes, of the old data and a slice of the first axis of the new data, that part of the new data, in the
-            same type; called later, perhaps more than once.
+        derive: makes, of the old data and a slice of the first axis of the new data, that part of the new data; called later,
+            perhaps more than once.
         shape: of all of the new data.
         in_slices: whether a part costs less than the whole.
+        dtype: of the new data; None is that of the old.
 
     Raises:
         PassError: as `set_tensor`.
@@ -178,7 +181,8 @@ def set_derived(
         raise PassError(msg)
     is_in_file = isinstance(held, ir.ExternalTensor | ir.LazyTensor)
     if is_in_file and held.nbytes >= LARGE_BYTES:
-        hold(value, Derived(held, derive, shape, in_slices=in_slices, name=value.name))
+        made = Derived(held, derive, shape, in_slices=in_slices, name=value.name, dtype=dtype)
+        hold(value, made)
     else:
         fill(value, derive(held.numpy(), slice(None)))
 
@@ -194,8 +198,9 @@ class Derived(ir.LazyTensor):
         *,
         in_slices: bool,
         name: str | None,
+        dtype: ir.DataType | None = None,
     ) -> None:
-        super().__init__(self.whole, held.dtype, ir.Shape(shape), name=name)
+        super().__init__(self.whole, dtype or held.dtype, ir.Shape(shape), name=name)
         self.held = held
         self.derive = derive
         self.in_slices = in_slices and held.dtype.bitwidth >= 8
