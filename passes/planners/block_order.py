@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from passes.analysis.axis_rules.contraction import Weighted
-from passes.analysis.tags import Conflict, Pin
 from passes.base import Change, Skip
 from passes.lowerings.tape import is_run
+from passes.planners.lines import Line, Ordering, carry, find_lines
 from passes.plans import PermutePlan
 
 if TYPE_CHECKING:
@@ -28,40 +28,20 @@ if TYPE_CHECKING:
     from passes.analysis.channels import ChannelMap
     from passes.analysis.compact import Array
     from passes.analysis.matrices import Layer
-    from passes.analysis.walk import Replay
 
-__all__ = ["Ordering", "carry_out_orders", "plan_block_order"]
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Ordering:
-    """What was planned.
-
-    Attributes:
-        plan: the orders.
-        replay: the walk that carries them out.
-        changes: what is done, in words.
-        skips: what is left, and why.
-    """
-
-    plan: PermutePlan
-    replay: Replay
-    changes: tuple[Change, ...]
-    skips: tuple[Skip, ...]
+__all__ = ["plan_block_order"]
 
 
 @dataclasses.dataclass(eq=False)
-class _Line:
-    """Channels that have one order.
+class _Wanted:
+    """What layers want of a line.
 
     Attributes:
-        classes: in the order in which they stand.
-        makers: the nodes that write them.
-        wishes: what layers want of them.
+        line: the line.
+        wishes: what they want.
     """
 
-    classes: Array
-    makers: list[ir.Node]
+    line: Line
     wishes: list[_Wish] = dataclasses.field(default_factory=list)
 
     def urgency(self, labels: Mapping[ir.Node, Array]) -> tuple[int, int]:
@@ -105,33 +85,41 @@ def plan_block_order(channels: ChannelMap, found: Sequence[tuple[Layer, Blocks]]
         channels: the channel map of the model.
         found: layers with their blocks.
     """
-    lines, refused = _find_lines(channels)
-    by_class = {int(root): line for line in lines for root in line.classes}
+    lines, refused = find_lines(channels)
+    wanted = [_Wanted(line) for line in lines]
+    by_class = {int(root): each for each in wanted for root in each.line.classes}
     for layer, blocks in found:
         _add_wishes(channels, by_class, layer, blocks)
     labels: dict[ir.Node, Array] = {}
-    orders: dict[int, Array] = {}
-    waiting = {index: line for index, line in enumerate(lines) if line.wishes}
+    orders: dict[Line, Array] = {}
+    waiting = [each for each in wanted if each.wishes]
     while waiting:
         # Next to a line that is settled: the order of blocks goes on from there. Two lines that were settled far from one
         # another would each have an order of its own, and what lies between them could follow one only.
-        index = max(waiting, key=lambda at: waiting[at].urgency(labels))
-        order = _settle(waiting.pop(index), labels)
+        next_one = max(waiting, key=lambda each: each.urgency(labels))
+        waiting.remove(next_one)
+        order = _settle(next_one, labels)
         if (order != np.arange(order.size)).any():
-            orders[index] = order
-    asked = {index: line for index, line in enumerate(lines) if index in orders}
-    plan, replay, conflicts = _carry(channels, asked, orders)
+            orders[next_one.line] = order
+    carried = carry(channels, orders)
+    reasons = {
+        each.line.name: "blocks of "
+        + ", ".join(dict.fromkeys(f"'{wish.layer.name}'" for wish in each.wishes))
+        + " stand together"
+        for each in wanted
+        if each.line in carried.orders
+    }
+    plan = PermutePlan(
+        {line.name: tuple(int(at) for at in order) for line, order in carried.orders.items()},
+        reasons,
+    )
     changes = [
         Change(name, "channels, in another order", len(order), len(order))
         for name, order in plan.orders.items()
     ]
     skips = [
-        Skip(
-            lines[index].makers[0].outputs[0].name or "",
-            f"its channels stay in their order: {pin.reason}",
-            pin.advice,
-        )
-        for index, pin in conflicts.items()
+        Skip(line.name, f"its channels stay in their order: {pin.reason}", pin.advice)
+        for line, pin in carried.conflicts.items()
     ]
     skips += [
         Skip(
@@ -141,78 +129,11 @@ def plan_block_order(channels: ChannelMap, found: Sequence[tuple[Layer, Blocks]]
         for node in [layer.node]
         if node in refused and len(blocks.parts) > 1
     ]
-    return Ordering(plan, replay, tuple(changes), tuple(skips))
-
-
-def carry_out_orders(channels: ChannelMap, plan: PermutePlan) -> Replay:
-    """Carry out a plan of somebody else.
-
-    Raises:
-        PlanMismatch: it names no channels of this model, or is no order of them.
-        Conflict: a node cannot follow.
-    """
-    from passes.errors import PlanMismatch
-
-    makers = {node.outputs[0].name: node for node in channels.trace.sources}
-    ranks: dict[int, int] = {}
-    for name, order in plan.orders.items():
-        if name not in makers:
-            msg = f"the plan orders channels of '{name}', and no weight of the model makes such a tensor. Correct the name."
-            raise PlanMismatch(msg)
-        classes = channels.roots[channels.trace.sources[makers[name]].ravel()]
-        if sorted(order) != list(range(classes.size)):
-            msg = f"the plan's order of '{name}' is no order of its {classes.size} channels: each of 0 to {classes.size - 1} once."
-            raise PlanMismatch(msg)
-        stuck = next((int(root) for root in classes if int(root) in channels.pinned), None)
-        if stuck is not None:
-            msg = f"the channels of '{name}' cannot change their order: {channels.pinned[stuck].reason}. Delete the entry."
-            raise PlanMismatch(msg)
-        new = {int(root): at for at, root in enumerate(classes[list(order)])}
-        if len(new) < classes.size:
-            msg = f"the channels of '{name}' cannot change their order: several of them are tied to one another. Delete the entry."
-            raise PlanMismatch(msg)
-        if any(ranks.get(root, at) != at for root, at in new.items()):
-            msg = f"the plan orders the channels of '{name}' in two ways: they are tied to those of another entry. Delete one."
-            raise PlanMismatch(msg)
-        ranks |= new
-    return _checked_replay(channels, ranks)
-
-
-def _find_lines(channels: ChannelMap) -> tuple[list[_Line], dict[ir.Node, Pin]]:
-    """Lines whose order can change; and the nodes whose outputs cannot, with the reason."""
-    lines: dict[bytes, _Line] = {}
-    refused: dict[ir.Node, Pin] = {}
-    owner: dict[int, bytes] = {}
-    mixed: set[bytes] = set()
-    for node, made in channels.trace.sources.items():
-        classes = channels.roots[made.ravel()]
-        key = np.ascontiguousarray(classes).tobytes()
-        pin = next(
-            (channels.pinned[int(root)] for root in classes if int(root) in channels.pinned),
-            None,
-        )
-        if pin is None and np.unique(classes).size < classes.size:
-            pin = Pin("", "several of them are tied to one another", "keep them")
-        if pin is not None:
-            refused[node] = pin
-        line = lines.setdefault(key, _Line(classes, []))
-        line.makers.append(node)
-        for root in classes:
-            other = owner.setdefault(int(root), key)
-            if other != key:
-                mixed |= {other, key}
-    good = []
-    for key, line in lines.items():
-        if key in mixed:
-            pin = Pin("", "they are tied to those of several tensors in parts", "keep them")
-            refused |= {node: pin for node in line.makers if node not in refused}
-        elif not any(node in refused for node in line.makers):
-            good.append(line)
-    return good, refused
+    return Ordering(plan, carried.replay, tuple(changes), tuple(skips))
 
 
 def _add_wishes(
-    channels: ChannelMap, by_class: Mapping[int, _Line], layer: Layer, blocks: Blocks
+    channels: ChannelMap, by_class: Mapping[int, _Wanted], layer: Layer, blocks: Blocks
 ) -> None:
     """Write the wishes of a layer to the lines that it reads and writes."""
     noted = channels.trace.notes.get(layer.node)
@@ -235,16 +156,16 @@ def _add_wishes(
         if labels is None or tags.size != labels.size:
             continue
         classes = channels.roots[tags.ravel()]
-        line = by_class.get(int(classes[0]))
-        if line is None or line.classes.size != classes.size:
+        wanted = by_class.get(int(classes[0]))
+        if wanted is None or wanted.line.classes.size != classes.size:
             continue
-        place = {int(root): at for at, root in enumerate(line.classes)}
+        place = {int(root): at for at, root in enumerate(wanted.line.classes)}
         if any(int(root) not in place for root in classes):
             continue
         mine = np.empty(classes.size, dtype=np.int64)
         mine[[place[int(root)] for root in classes]] = labels
         worth = int(np.prod(sizes.get(value, (1,)), dtype=np.int64))
-        line.wishes.append(_Wish(layer, mine, worth, strict))
+        wanted.wishes.append(_Wish(layer, mine, worth, strict))
 
 
 def _column_labels(blocks: Blocks) -> tuple[Array | None, bool]:
@@ -297,19 +218,19 @@ def _row_of_blocks(shared: Array) -> Array:
     return np.asarray(row)
 
 
-def _settle(line: _Line, labels: dict[ir.Node, Array]) -> Array:
+def _settle(wanted: _Wanted, labels: dict[ir.Node, Array]) -> Array:
     """An order of a line that meets as many wishes as it can, the most worthy first.
 
     Args:
-        line: the line.
+        wanted: the line, and the wishes.
         labels: for each layer, the order of its blocks, where one of its sides has it settled; grows.
     """
-    size = line.classes.size
+    size = wanted.line.classes.size
     order = np.arange(size)
     met: list[tuple[_Wish, Array]] = []
     # Those whose order is given go first, so that the others take it over.
     for wish in sorted(
-        line.wishes, key=lambda wish: (wish.layer.node not in labels, -wish.worth)
+        wanted.wishes, key=lambda wish: (wish.layer.node not in labels, -wish.worth)
     ):
         coded = wish.labels
         if not wish.is_ordered:
@@ -343,66 +264,3 @@ def _sequence(labels: Array) -> Array:
     found, first = np.unique(labels, return_index=True)
     ordered: Array = found[np.argsort(first)]
     return ordered
-
-
-def _carry(
-    channels: ChannelMap, lines: Mapping[int, _Line], orders: Mapping[int, Array]
-) -> tuple[PermutePlan, Replay, dict[int, Pin]]:
-    """Carry out orders; lines that a node cannot follow keep theirs."""
-    left = dict(lines)
-    conflicts: dict[int, Pin] = {}
-    while True:
-        ranks = {
-            int(root): at
-            for index, line in left.items()
-            for at, root in enumerate(line.classes[orders[index]])
-        }
-        try:
-            replay = _checked_replay(channels, ranks)
-            break
-        except Conflict as conflict:
-            met = {int(root) for root in channels.roots[conflict.tags]}
-            guilty = [
-                index
-                for index, line in left.items()
-                if met & {int(root) for root in line.classes}
-            ]
-            if not guilty:
-                raise
-            for index in guilty:
-                conflicts[index] = Pin(
-                    conflict.subject,
-                    f"'{conflict.subject}' cannot follow: {conflict.reason}",
-                    "keep them",
-                )
-                del left[index]
-    named = {index: line.makers[0].outputs[0].name or "" for index, line in left.items()}
-    reasons = {
-        named[index]: "blocks of "
-        + ", ".join(dict.fromkeys(f"'{wish.layer.name}'" for wish in line.wishes))
-        + " stand together"
-        for index, line in left.items()
-    }
-    plan = PermutePlan(
-        {name: tuple(int(at) for at in orders[index]) for index, name in named.items()}, reasons
-    )
-    return plan, replay, conflicts
-
-
-def _checked_replay(channels: ChannelMap, ranks: Mapping[int, int]) -> Replay:
-    """Carry out ranks, and check that every tensor still has the channels that it had.
-
-    Raises:
-        Conflict: a node cannot follow.
-    """
-    replay = channels.replay(np.zeros(channels.roots.size, dtype=bool), ranks=ranks)
-    for node in channels.model.graph:
-        for value in node.outputs:
-            if not replay.is_changed(value):
-                continue
-            old, new = replay.old(value), replay.new(value)
-            if old.shape != new.shape or not np.array_equal(
-                np.sort(old, axis=None), np.sort(new, axis=None)
-            ):
-                raise replay.conflict(node, old, "it would take other channels than before")
-    return replay

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 import passes
 from passes import PermutePlan, PlanMismatch, targets
 from passes.analysis.channels import find_channels
-from passes.planners import block_order
+from passes.planners.lines import find_lines
 from tests import blocked, oracle, strategies
 from tests.graphs import Graph
 
@@ -33,12 +33,12 @@ def copy_of(model):
 
 def draw_orders(model, dice):
     """A random order for every line of channels that the planner takes for one whose order can change."""
-    lines, _ = block_order._find_lines(find_channels(model))
+    found, _ = find_lines(find_channels(model))
     return {
         line.makers[0].outputs[0].name: tuple(
             int(at) for at in dice.permutation(line.classes.size)
         )
-        for line in lines
+        for line in found
     }
 
 
