@@ -676,7 +676,12 @@ def _decide(job: Job) -> Decision:
     plain = job.forms[0]
     job.progress("comparing outputs")
     validations = {
-        plain.form.name: compare(job.start.reference, plain.path, job.recipe.tolerance)
+        plain.form.name: compare(
+            job.start.reference,
+            plain.path,
+            job.recipe.tolerance,
+            is_retyped=not job.is_exact,
+        )
     }
     fault = _fault(job, validations[plain.form.name])
     if fault is not None:

@@ -14,13 +14,14 @@ import dataclasses
 import functools
 import itertools
 import math
+import tempfile
 import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
 
-from deploykit import one_file
+from deploykit import emulation, one_file
 from deploykit.errors import ModelError, UsageError
 from deploykit.output_change import LEAST_SPREAD, OutputChange, find_changes, find_spreads
 from deploykit.runtimes.onnxruntime import Session
@@ -328,17 +329,30 @@ def run_reference(
 
 
 def compare(
-    reference: Reference, optimized: str | os.PathLike[str], tolerance: float | None = None
+    reference: Reference,
+    optimized: str | os.PathLike[str],
+    tolerance: float | None = None,
+    *,
+    is_retyped: bool = False,
 ) -> Validation:
-    """Run a model on the inputs of a reference and compare what it returns; see `validate`."""
+    """Run a model on the inputs of a reference and compare what it returns; see `validate`.
+
+    Args:
+        reference: the original's outputs.
+        optimized: the model.
+        tolerance: of every output; None: by its type.
+        is_retyped: whether its inputs and outputs may be floats of another type.
+    """
     if tolerance is not None and not 0.0 <= tolerance < math.inf:
         msg = f"the tolerance must be a number from 0 on, not {tolerance}"
         raise UsageError(msg)
-    allowed = TOLERANCES[reference.precision] if tolerance is None else tolerance
+    precision = reference.precision
+    if is_retyped:
+        precision = max(precision, find_precision(optimized), key=TOLERANCES.__getitem__)
+    allowed = TOLERANCES[precision] if tolerance is None else tolerance
     count = len(reference.inputs)
     try:
-        with Session(optimized, threads=reference.threads, optimization="none") as session:
-            outputs = tuple(session.run(feeds) for feeds in reference.inputs)
+        outputs, notes = _run_beside(reference, optimized, is_retyped=is_retyped)
     except ModelError as error:
         return Validation(math.inf, math.inf, count, allowed, "differs", failure=str(error))
     failure = _find_mismatch(reference.outputs, outputs)
@@ -349,7 +363,7 @@ def compare(
             name,
             [arrays[name] for arrays in reference.outputs],
             [arrays[name] for arrays in outputs],
-            _tolerance(array.dtype, reference.precision, tolerance),
+            _tolerance(array.dtype, precision, tolerance),
             reference,
             # Who names a tolerance wants that one.
             lenient=tolerance is None,
@@ -368,9 +382,54 @@ def compare(
         verdict="differs" if any(row.verdict == "differs" for row in rows) else "equal",
         outputs=rows,
         worst=worst.name,
-        notes=tuple(f"output '{row.name}': {row.note}" for row in rows if row.note),
+        notes=(*notes, *(f"output '{row.name}': {row.note}" for row in rows if row.note)),
         changes=find_changes(reference.outputs, outputs, reference.given),
     )
+
+
+def _run_beside(
+    reference: Reference, optimized: str | os.PathLike[str], *, is_retyped: bool
+) -> tuple[tuple[dict[str, Array], ...], tuple[str, ...]]:
+    """What a model returns on the inputs of a reference, and what is to be said of how that was found.
+
+    Raises:
+        ModelError: the model does not run.
+    """
+
+    def run(path: str | os.PathLike[str]) -> tuple[dict[str, Array], ...]:
+        with Session(path, threads=reference.threads, optimization="none") as session:
+            types = {spec.name: spec.dtype for spec in session.inputs} if is_retyped else {}
+            outputs = [
+                session.run(
+                    {name: _as_type(array, types.get(name)) for name, array in feeds.items()}
+                )
+                for feeds in reference.inputs
+            ]
+        if not is_retyped:
+            return tuple(outputs)
+        return tuple(
+            {
+                name: _as_type(array, mine[name].dtype.name if name in mine else None)
+                for name, array in theirs.items()
+            }
+            for mine, theirs in zip(reference.outputs, outputs, strict=True)
+        )
+
+    try:
+        return run(optimized), ()
+    except ModelError:
+        with tempfile.TemporaryDirectory(prefix="deploykit-") as folder:
+            emulated = emulation.write_emulated(Path(optimized), Path(folder))
+            if emulated is None:
+                raise
+            return run(emulated), (emulation.NOTE,)
+
+
+def _as_type(array: Array, dtype: str | None) -> Array:
+    """An array of floats in another type of floats; anything else as it is."""
+    if array.dtype.kind != "f" or dtype not in {"float16", "float32", "float64"}:
+        return array
+    return array.astype(dtype, copy=False)
 
 
 def find_precision(model: str | os.PathLike[str]) -> str:
