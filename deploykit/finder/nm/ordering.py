@@ -37,6 +37,9 @@ __all__ = ["Ordered", "order_channels", "reorder"]
 TOLERANCE = 1e-4
 """How far outputs may move, as a part of the largest: sums are taken in another order."""
 
+LEAST_S, MOST_S, S_PER_WEIGHT = 0.2, 30.0, 1e-4
+"""A search gets longer with the network: little is found after that."""
+
 SCORED = "scored/"
 
 
@@ -109,14 +112,25 @@ def order_channels(  # noqa: PLR0917 - two state dicts, and what they are of
             name: array if name in names or array.ndim < 2 else np.ones_like(array)
             for name, array in scored.items()
         }
-        report = PermuteChannels(purpose="sparse-2-4", pattern=(pattern.kept, pattern.group))(
-            _Graph.of(model, inputs).filled(counted)
-        )
+        report = PermuteChannels(
+            purpose="sparse-2-4",
+            pattern=f"{pattern.kept}:{pattern.group}",
+            seconds=_budget_s(sum(scored[name].size for name in names)),
+        )(_Graph.of(model, inputs).filled(counted))
         plan = report.plan
         assert isinstance(plan, PermutePlan)  # noqa: S101 - that pass makes no other
     except (PassError, DeploykitError) as error:
         return Ordered(start, scored, notes=(_told(str(error)),))
-    return reorder(model, inputs, start, scored, plan)
+    ordered = reorder(model, inputs, start, scored, plan)
+    notes = [
+        f"'{each.subject}': {each.reason}" for each in report.skips if each.subject in names
+    ]
+    return dataclasses.replace(ordered, notes=(*ordered.notes, *notes))
+
+
+def _budget_s(weights: int) -> float:
+    """How long to search, in seconds of the machine that the search counts its operations for."""
+    return min(MOST_S, max(LEAST_S, S_PER_WEIGHT * weights))
 
 
 def reorder(

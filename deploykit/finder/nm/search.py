@@ -9,6 +9,7 @@ the weights that training starts from, which compute the same as before.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -94,6 +95,11 @@ class NMSearch(Rounds):
                 "masked": self._masked,
                 "weights": list(self._eligible.names),
                 "ordered": ordered.changed,
+                # Of the magnitude of the dense weights, what the best masks keep.
+                "kept_magnitude": {
+                    "before": self._kept_magnitude(dense.weights),
+                    "after": self._kept_magnitude(scored),
+                },
             }
         }
         return self._round(
@@ -132,6 +138,12 @@ class NMSearch(Rounds):
         names = self._eligible.names
         tensors = [torch.from_numpy(np.ascontiguousarray(weights[name])) for name in names]
         return choose_masks(tensors, names, self._nm.pattern)
+
+    def _kept_magnitude(self, weights: Weights) -> float:
+        masks = self._masks_of(weights)
+        sizes = {name: np.abs(weights[name].astype(np.float64)) for name in masks}
+        kept = math.fsum(float(sizes[name][mask].sum()) for name, mask in masks.items())
+        return kept / (math.fsum(float(each.sum()) for each in sizes.values()) or 1.0)
 
     def _contrast(self, ticket: Ticket) -> None:
         """The ticket's mask on new weights, and a random mask that obeys the pattern."""
