@@ -14,47 +14,13 @@ import passes
 from passes import targets, weights
 from passes.lowerings import LOWERINGS
 from tests import blocked, oracle
+from tests.engines import build
 from tests.graphs import Graph
 
 pytestmark = pytest.mark.tensorrt
-trt = pytest.importorskip("tensorrt_rtx", reason="needs the extra `rtx`: TensorRT-RTX")
+pytest.importorskip("tensorrt_rtx", reason="needs the extra `rtx`: TensorRT-RTX")
 
 TARGET = targets.TARGETS["tensorrt"]
-
-
-class Log(trt.ILogger):
-    """Keeps what goes wrong."""
-
-    def __init__(self):
-        super().__init__()
-        self.errors = []
-
-    def log(self, severity, message):
-        if severity <= trt.ILogger.Severity.ERROR:
-            self.errors.append(message)
-
-
-def parse(model, log):
-    """A network of TensorRT; fails with what the parser says."""
-    builder = trt.Builder(log)
-    network = builder.create_network(0)
-    parser = trt.OnnxParser(network, log)
-    is_parsed = parser.parse(oracle.to_proto(model).SerializeToString())
-    said = [parser.get_error(at).desc() for at in range(parser.num_errors)]
-    assert is_parsed, (said, log.errors)
-    # The parser goes before the network that it fills.
-    del parser
-    return builder, network
-
-
-def build(model):
-    """An engine, as bytes."""
-    log = Log()
-    builder, network = parse(model, log)
-    engine = builder.build_serialized_network(network, builder.create_builder_config())
-    assert engine is not None, log.errors
-    assert not log.errors
-    return bytes(engine)
 
 
 def conv(rank, kind, *, dtype=np.float32, groups=1):
@@ -167,7 +133,7 @@ def test_networks_in_another_order_are_built(linear):
         model = oracle.from_proto(case.proto)
         for rewrite in (
             passes.Tidy(),
-            passes.PermuteChannels(),
+            passes.PermuteChannels(purpose="group-blocks"),
             passes.GroupBlocks(lowering="products" if linear else "grouped", target=TARGET),
             passes.InferShapes(),
         ):
