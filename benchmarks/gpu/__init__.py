@@ -1,0 +1,1 @@
+"""Everything that needs an NVIDIA GPU: see `__main__`."""
