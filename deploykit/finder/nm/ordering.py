@@ -106,22 +106,23 @@ def order_channels(  # noqa: PLR0917 - two state dicts, and what they are of
     """
     with asking(task, "example_inputs()"):
         inputs = tuple(task.example_inputs())
+    # What is not masked is not to count: however its channels stand, as much of it is kept.
+    counted = {
+        name: array if name in names or array.ndim < 2 else np.ones_like(array)
+        for name, array in scored.items()
+    }
+    planner = PermuteChannels(
+        purpose="sparse-2-4",
+        pattern=f"{pattern.kept}:{pattern.group}",
+        seconds=_budget_s(sum(scored[name].size for name in names)),
+    )
     try:
-        # What is not masked is not to count: however its channels stand, as much of it is kept.
-        counted = {
-            name: array if name in names or array.ndim < 2 else np.ones_like(array)
-            for name, array in scored.items()
-        }
-        report = PermuteChannels(
-            purpose="sparse-2-4",
-            pattern=f"{pattern.kept}:{pattern.group}",
-            seconds=_budget_s(sum(scored[name].size for name in names)),
-        )(_Graph.of(model, inputs).filled(counted))
-        plan = report.plan
-        assert isinstance(plan, PermutePlan)  # noqa: S101 - that pass makes no other
+        graph = _Graph.of(model, inputs)
+        report = planner(graph.filled(counted))
     except (PassError, DeploykitError) as error:
         return Ordered(start, scored, notes=(_told(str(error)),))
-    ordered = reorder(model, inputs, start, scored, plan)
+    assert isinstance(report.plan, PermutePlan)  # noqa: S101 - that pass makes no other
+    ordered = _reorder(graph, model, inputs, (start, scored), report.plan)
     notes = [
         f"'{each.subject}': {each.reason}" for each in report.skips if each.subject in names
     ]
@@ -149,20 +150,34 @@ def reorder(
         scored: another one.
         plan: orders, by tensors of the module's export.
     """
-    if not plan:
-        return Ordered(start, scored)
     try:
         graph = _Graph.of(model, inputs)
-        both = [graph.permuted(weights, plan) for weights in (start, scored)]
-        for before, after in zip((start, scored), both, strict=True):
+    except (PassError, DeploykitError) as error:
+        return Ordered(start, scored, notes=(_told(str(error)),))
+    return _reorder(graph, model, inputs, (start, scored), plan)
+
+
+def _reorder(
+    graph: _Graph,
+    model: nn.Module,
+    inputs: tuple[torch.Tensor, ...],
+    both: tuple[Weights, Weights],
+    plan: PermutePlan,
+) -> Ordered:
+    """See `reorder`."""
+    if not plan:
+        return Ordered(*both)
+    try:
+        found = [graph.permuted(weights, plan) for weights in both]
+        for before, after in zip(both, found, strict=True):
             _check_same(model, inputs, before, after)
     except (_NotOrderedError, PassError, DeploykitError) as error:
-        return Ordered(start, scored, notes=(_told(str(error)),))
+        return Ordered(*both, notes=(_told(str(error)),))
     changed = {
         name: int(np.count_nonzero(np.asarray(order) != np.arange(len(order))))
         for name, order in plan.orders.items()
     }
-    return Ordered(both[0], both[1], changed)
+    return Ordered(found[0], found[1], changed)
 
 
 def _told(reason: str) -> str:

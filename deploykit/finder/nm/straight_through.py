@@ -52,9 +52,12 @@ class _Projected:
 
     def __init__(self, rule: StraightThrough, parameters: Sequence[nn.Parameter]) -> None:
         self._rule = rule
-        self._parameters = list(parameters)
+        # Layers may share one, under several names.
+        self._parameters = list(dict.fromkeys(parameters))
+        place = {each: at for at, each in enumerate(self._parameters)}
+        self._places = [place[each] for each in parameters]
         # In the order in memory that the weights have.
-        self._held = [torch.empty_like(each).detach() for each in parameters]
+        self._held = [torch.empty_like(each).detach() for each in self._parameters]
         self._groups = Groups(self._parameters, rule.pattern)
         self._rows = self._groups.choose(self._parameters)
         self._dropped = self._spread()
@@ -105,7 +108,7 @@ class _Projected:
 
     def masks(self) -> dict[str, Bools]:
         """The masks as they are now."""
-        return _as_arrays(self._rule.names, self._dropped)
+        return _as_arrays(self._rule.names, [self._dropped[at] for at in self._places])
 
 
 def choose_masks(

@@ -180,3 +180,17 @@ def test_masks_of_a_convolution_lie_as_its_weight_does():
         assert (weight == 0).float().mean() == 0.5
         assert all(each.stride() == weight.stride() for each in placed._dropped)
     assert (weight == before).all()
+
+
+def test_a_weight_that_layers_share_is_masked_once():
+    first, second = nn.Linear(8, 8, bias=False), nn.Linear(8, 8, bias=False)
+    second.weight = first.weight
+    model = nn.Sequential(first, second)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    masking = StraightThrough(("0.weight", "1.weight"), Pattern())(model, optimizer)
+    before = first.weight.detach().clone()
+    with masking.applied():
+        assert (second.weight == 0).float().mean() == 0.5
+    assert (second.weight == before).all()
+    masks = masking.masks()
+    assert (masks["0.weight"] == masks["1.weight"]).all()
