@@ -168,7 +168,11 @@ def read_layers(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> tuple[Laye
     from passes.analysis.walk import label
 
     fixed, sizes = sized(model_io.load(path).model, shapes)
-    shape_of = (lambda _: None) if sizes is None else sizes.shape.get
+    # Sizes that are left open have stand-ins, which are not to be timed.
+    is_open = any(
+        value.shape is None or not value.shape.is_static() for value in fixed.graph.inputs
+    )
+    shape_of = (lambda _: None) if sizes is None or is_open else sizes.shape.get
     layers = []
     for product in find_products(fixed):
         name, op_type = label(product.node), product.node.op_type

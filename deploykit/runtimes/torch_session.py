@@ -33,6 +33,7 @@ class Machine:
         backend: what multiplies 2:4 weights; None if nothing does.
         why_dense: why nothing does; empty if something does.
         dtype: "float16" or "bfloat16".
+        place: PyTorch's word for the device.
     """
 
     torch: Any
@@ -40,6 +41,7 @@ class Machine:
     backend: str | None
     why_dense: str
     dtype: str = "float16"
+    place: str = "cuda"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -126,10 +128,12 @@ def prepare(machine: Machine, layer: Layer, *, reduce: bool = False) -> Prepared
             matrix = matrix * best_mask(matrix, 1, TWO_OF_FOUR)
         else:
             why = why or "its weight is not 2:4"
-    weight = torch.from_numpy(np.ascontiguousarray(matrix)).to("cuda", dtype).contiguous()
-    dice = torch.Generator(device="cuda").manual_seed(0)
+    weight = (
+        torch.from_numpy(np.ascontiguousarray(matrix)).to(machine.place, dtype).contiguous()
+    )
+    dice = torch.Generator(device=machine.place).manual_seed(0)
     size = (columns, depth) if layer.is_linear else (depth, columns)
-    data = torch.randn(size, device="cuda", dtype=dtype, generator=dice)
+    data = torch.randn(size, device=machine.place, dtype=dtype, generator=dice)
     multiply = _linear if layer.is_linear else _product
     packed = None if why else _fastest(machine, weight, data, layer)
     return Prepared(
