@@ -53,19 +53,12 @@ def main(arguments: Sequence[str]) -> int:
             f"error: {driver.reason}. Nothing was run, and nothing is written.", file=sys.stderr
         )
         return RuntimeUnavailable.exit_code
-    device = next(
-        (
-            each.providers[0]
-            for each in found.values()
-            if each.providers and each.runtime != "onnxruntime"
-        ),
-        "",
-    )
     _print(found)
     state = (
         options.state or Path("build/benchmarks") / f"gpu-{_key(found, options.quick)}.jsonl"
     )
     rows = _run(options, found, state)
+    device = driver.reason
     title = f"On a GPU: {device}" + (" (quick: proves nothing)" if options.quick else "")
     versions = {name: each.version for name, each in found.items()}
     rows = [{"gpu": device, "versions": versions, **row} for row in rows]

@@ -99,11 +99,13 @@ def try_engines(name: str, arguments: Sequence[str]) -> None:
         lambda built: f"an engine of {len(built.engine)} bytes was built of it",
     )
     if built is not None and "run" in arguments:
-        _step(
+        device = _step(
             "run",
             lambda: _check_run(api, built, feeds, expected),
             lambda where: f"it ran on {where}, with the right result",
         )
+        if device is not None:
+            _fact("device", device)
 
 
 def _check_run(

@@ -123,6 +123,7 @@ def test_every_claim_is_from_a_trial(fake):
         "it ran on Fake GPU, compute capability 9.0, CUDA 12.8, with the right result"
     )
     assert found.reports_sparsity.holds
+    assert found.providers == ("Fake GPU, compute capability 9.0, CUDA 12.8",)
     assert found.version == ("10.13.2.6" if fake.flags[0] else "11.4.0.106")
 
 
