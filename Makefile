@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 JOBS ?= auto
 
-.PHONY: demo test check format samples venv clean
+.PHONY: demo test check format samples gpu venv clean
 
 demo: $(READY)  ## three acts: a ticket found and made fast, speed won back, a real model that still reads
 	$(BIN)/python samples/demo.py
@@ -26,6 +26,11 @@ format: $(READY)
 
 samples: $(READY)  ## the samples that need no download
 	set -e; for sample in samples/0*.py; do echo "== $$sample"; $(BIN)/python $$sample; done
+
+# TensorRT and builds for CUDA of PyTorch and ONNX Runtime are not brought along: those of the machine are used, and what
+# is missing is said. So PYTHON is asked for, which has them, and not the environment of the tests.
+gpu:  ## what CPUs cannot show, on a machine with an NVIDIA GPU: times, sparse kernels, outputs
+	$(PYTHON) -m benchmarks.gpu $(GPU_OPTIONS)
 
 venv: $(READY)
 

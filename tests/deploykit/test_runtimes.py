@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
+import tomllib
+from pathlib import Path
 
 import jsonschema
 import numpy as np
@@ -190,6 +193,21 @@ def test_claims_are_answers():
     assert Claim(holds=True, reason="it is there")
     assert not Claim(holds=False, reason="it is not")
     assert ort.capabilities().can_run
+
+
+def test_nothing_that_is_tested_brings_what_only_nvidia_has():
+    text = (Path(__file__).parents[2] / "pyproject.toml").read_text("utf-8")
+    extras = tomllib.loads(text)["project"]["optional-dependencies"]
+    assert [re.split(r"[<>=; ]", each)[0] for each in extras["tensorrt"]] == ["tensorrt"]
+    wanted, seen = ["dev"], set()
+    while wanted:
+        extra = wanted.pop()
+        seen.add(extra)
+        for requirement in extras[extra]:
+            inner = re.fullmatch(r"deploykit-onnx\[(.*)\]", requirement)
+            wanted += inner[1].split(",") if inner else []
+    assert {"rtx", "torch"} < seen
+    assert "tensorrt" not in seen
 
 
 # -- engines -------------------------------------------------------------------------------------

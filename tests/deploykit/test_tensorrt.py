@@ -319,6 +319,20 @@ def test_profile_times_engines_and_keeps_four_answers_apart(fake, run, network, 
     assert model["sparse_times"] == []
 
 
+def test_compare_holds_two_engines_against_each_other(fake11, run, network):
+    done = run(
+        *("compare", network, network, "--runtime", "tensorrt", "--batch", "2", "--layers"),
+        *("--duration", "0", "--warmup", "0", "--json"),
+    )
+    assert done.exit_code == 0, done.stderr
+    document = json.loads(done.stdout)
+    jsonschema.validate(document, profile_records.schema("compare"))
+    jsonschema.validate(document["profile"], profile_records.schema("profile"))
+    (relative,) = document["relative"]
+    assert (relative["clock"], relative["proven"]) == ("device", False)
+    assert document["validation"]["verdict"] == "equal"
+
+
 def test_tactics_are_unknown_where_the_engine_only_names_layers(fake11, run, fixed):
     fake11.is_detailed = False
     done = run(
