@@ -20,6 +20,7 @@ below STE; fewer changes of masks (SAD) than STE; and every layer that can obey 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import json
 import math
@@ -45,9 +46,12 @@ from passes.analysis import patterns
 from passes.weights import constant
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from torch import nn
+    from torch.optim import Optimizer
+
+    from deploykit.finder.masking import Masking
 
 Row: TypeAlias = dict[str, Any]
 
@@ -83,6 +87,8 @@ ARMS = {
     "asp": Arm(Pattern()),
     "sr-ste-transposable": Arm(Pattern(transposable=True), DECAY),
 }
+
+COMPARED = ("dense", "ste", "sr-ste")
 
 
 class Bench:
@@ -152,6 +158,73 @@ class Bench:
         return found
 
 
+class Timed:
+    """A masking whose time is added up.
+
+    Args:
+        made: the masking.
+    """
+
+    def __init__(self, made: Masking) -> None:
+        self._made = made
+        self.cpu_s = 0.0
+
+    @contextlib.contextmanager
+    def _adding(self) -> Iterator[None]:
+        began = time.process_time()
+        yield
+        self.cpu_s += time.process_time() - began
+
+    @contextlib.contextmanager
+    def applied(self) -> Iterator[None]:
+        """Count what lies before and behind what is done in it."""
+        with contextlib.ExitStack() as stack:
+            with self._adding():
+                stack.enter_context(self._made.applied())
+            yield
+            with self._adding():
+                stack.close()
+
+    def correct_gradients(self, scale: float) -> None:
+        """Count it."""
+        with self._adding():
+            self._made.correct_gradients(scale)
+
+    def follow(self) -> None:
+        """Count it."""
+        with self._adding():
+            self._made.follow()
+
+    def take_flips(self) -> tuple[int, ...]:
+        """Pass it on."""
+        return self._made.take_flips()
+
+    def masks(self) -> dict[str, Any]:
+        """Pass it on."""
+        return self._made.masks()
+
+
+def measure_share(case: str, arm: str) -> Row:
+    """How much of the CPU time of an epoch goes to masks: choosing them, putting them on, the decay, and SAD."""
+    trainer = Trainer(Pictures(case, CASES[case]), epochs=1)
+    pattern, decay = ARMS[arm].pattern, ARMS[arm].decay
+    names = find_eligible(trainer.fresh_model(), trainer.names, pattern or Pattern()).names
+    rule = StraightThrough(names, pattern or Pattern(), decay or 0.0)
+    made: list[Timed] = []
+
+    def timed(model: nn.Module, optimizer: Optimizer) -> Masking:
+        made.append(Timed(rule(model, optimizer)))
+        return made[0]
+
+    began = time.process_time()
+    trainer.train(trainer.initial(), {}, masking=timed)
+    return {
+        "case": case,
+        "arm": arm,
+        "share": round(made[0].cpu_s / (time.process_time() - began), 5),
+    }
+
+
 def key(row: Mapping[str, Any]) -> tuple[str, int, str]:
     """What a row is of."""
     return row["case"], row["seed"], row["arm"]
@@ -197,13 +270,13 @@ def is_complete(rows: Sequence[Row], case: str) -> bool:
     return all((case, seed, arm) in there for seed in SEEDS for arm in ARMS)
 
 
-def tables(rows: Sequence[Row]) -> str:
+def tables(rows: Sequence[Row], shares: Sequence[Row]) -> str:
     """All cases, as Markdown."""
     about = (
         f"10,000 pictures of Fashion-MNIST, {EPOCHS} epochs, 2:4 along the input channels, in the order in which they came; the head "
         "and the first layer, which reads 1 channel, are dense. Accuracy: test, mean and standard deviation in points over the "
         f"seeds. Decay of SR-STE {DECAY:g}. asp starts from the trained dense network and goes through the schedule once more. SAD: "
-        "part of the weights under masks whose mask changes in a step, in thousandths, by epoch.\n"
+        f"part of the weights under masks whose mask changes in a step, in thousandths, by epoch. torch {torch.__version__}, one thread.\n"
     )
     parts = [about]
     for case in CASES:
@@ -225,6 +298,11 @@ def tables(rows: Sequence[Row]) -> str:
             cells = [arm, str(len(found)), told(found), less, mean]
             cells += by_epoch or [""] * EPOCHS
             parts.append("| " + " | ".join(cells) + " |")
+        parts += [
+            f"\nMasks take {row['share']:.1%} of the CPU time of training ({row['arm']})."
+            for row in shares
+            if row["case"] == case
+        ]
         if is_complete(rows, case):
             parts.append("")
             for text, met in targets(rows, case):
@@ -280,20 +358,32 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options.folder.mkdir(parents=True, exist_ok=True)
     state = options.folder / "rows.jsonl"
     end = time.monotonic() + 60 * options.minutes
-    for case in options.case.split(",") if not options.no_train else ():
-        # What the targets compare comes first, seed by seed.
-        for seed in map(int, options.seeds.split(",")):
-            bench: Bench | None = None
-            done = {key(row) for row in read(state)}
-            for arm in ARMS:
-                if (case, seed, arm) not in done and time.monotonic() < end:
-                    bench = bench or Bench(case, seed, options.folder)
-                    bench.run(arm)
-    rows = read(state)
-    table = tables(rows)
+    wanted = [
+        (case, seed, arm)
+        for case in options.case.split(",")
+        # What the targets compare comes first.
+        for arms in (COMPARED, [arm for arm in ARMS if arm not in COMPARED])
+        for seed in map(int, options.seeds.split(","))
+        for arm in arms
+    ]
+    done = {key(row) for row in read(state)}
+    for case, seed, arm in wanted if not options.no_train else ():
+        if (case, seed, arm) not in done and time.monotonic() < end:
+            Bench(case, seed, options.folder).run(arm)
+    rows, timing = read(state), options.folder / "shares.jsonl"
+    timed = {(row["case"], row["arm"]) for row in read(timing)}
+    for case in CASES if not options.no_train else ():
+        for arm in ("sr-ste", "sr-ste-transposable"):
+            if (case, arm) not in timed and time.monotonic() < end:
+                append(timing, measure_share(case, arm))
+    table = tables(rows, read(timing))
     print(table)
     if rows:
-        results.save("nm", rows, "N:M training", table)
+        both = [
+            *({"kind": "training", **row} for row in rows),
+            *({"kind": "share", **row} for row in read(timing)),
+        ]
+        results.save("nm", both, "N:M training", table)
         (results.FOLDER / "nm.svg").write_bytes(picture(rows))
     complete = [case for case in CASES if is_complete(rows, case)]
     if any(not met for case in complete for _, met in targets(rows, case)):
