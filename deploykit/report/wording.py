@@ -265,7 +265,7 @@ def change_sentence(report: Report) -> str:
     worst = max(rows, key=lambda row: row.mean_rel_error)
     names = [record.name for record in report.passes if record.modified and not record.exact]
     text = (
-        f"The outputs changed, as {' and '.join(names)} does: on average by {error_text(worst.mean_rel_error)} of their "
+        f"The outputs changed, as {' and '.join(names)} {'do' if len(names) > 1 else 'does'}: on average by {error_text(worst.mean_rel_error)} of their "
         f"standard deviation, at most by {error_text(worst.max_rel_error)}, on {inputs_text(worst)}"
     )
     agreed = [row.agreement for row in rows if row.agreement is not None]
