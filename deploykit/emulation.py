@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from deploykit import model_io, one_file
+from deploykit import one_file
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -32,6 +32,8 @@ def write_emulated(path: Path, folder: Path) -> Path | None:
         file of the new model, whose inputs and outputs are fp32 where the other's are bfloat16; None if nothing in the other
         is.
     """
+    import onnx_ir as ir
+
     from passes import shapes
 
     model = one_file.load(path)
@@ -39,7 +41,8 @@ def write_emulated(path: Path, folder: Path) -> Path | None:
     if not emulate(model):
         return None
     written = folder / "emulated.onnx"
-    model_io.save(model, written, external=False)
+    # Weights lie beside it: in fp32 they may be more than one file can hold.
+    ir.save(model, written, external_data="emulated.data")
     return written
 
 

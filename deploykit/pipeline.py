@@ -24,6 +24,7 @@ from deploykit import (
     block_layers,
     candidates,
     closeups,
+    emulation,
     engine_output,
     groups,
     layers,
@@ -36,7 +37,13 @@ from deploykit import (
 )
 from deploykit.background import Later
 from deploykit.choice import ORIGINAL, Choice, Form, choose, shortlist
-from deploykit.errors import DeploykitError, ModelError, PassFailed, RuntimeUnavailable
+from deploykit.errors import (
+    DeploykitError,
+    ModelError,
+    PassFailed,
+    RuntimeUnavailable,
+    UsageError,
+)
 from deploykit.instruments import Dump, Memory
 from deploykit.layer_choice import LayerChooser
 from deploykit.masks import apply_masks, read_masks
@@ -51,6 +58,7 @@ from deploykit.validate import (
     FIRST_SIZES,
     HEAVY_BYTES,
     INPUTS,
+    RETYPED,
     Reference,
     Validation,
     compare,
@@ -687,6 +695,7 @@ def _decide(job: Job) -> Decision:
     if fault is not None:
         return Decision("differs", fault, plain, validations)
     if job.recipe.profile:
+        _check_measurable(validations[plain.form.name])
         _ = job.start.source.sha256  # nothing else may run while something is measured
         choice, measured = _choose(job, validations)
     else:
@@ -711,6 +720,18 @@ def _decide(job: Job) -> Decision:
     if chosen is None and job.recipe.masks is not None:
         reason += "; model.onnx is the original with the masks applied"
     return Decision(verdict, reason, chosen, validations, measured)
+
+
+def _check_measurable(found: Validation) -> None:
+    """Refuse to measure what runs in other types than the original, or not at all, on ONNX Runtime.
+
+    Raises:
+        UsageError: it is such a model.
+    """
+    why = next((note for note in found.notes if note in {emulation.NOTE, RETYPED}), None)
+    if why is not None:
+        msg = f"the result cannot be measured beside the original: {why}. Add --no-profile, and measure it where it runs."
+        raise UsageError(msg)
 
 
 def _choose(

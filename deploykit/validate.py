@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from deploykit.runtimes import TensorSpec
 
 __all__ = [
+    "RETYPED",
     "TOLERANCES",
     "Inputs",
     "OutputComparison",
@@ -53,6 +54,9 @@ Verdict: TypeAlias = Literal["equal", "differs"]
 TOLERANCES = {"float64": 1e-9, "float32": 1e-4, "float16": 5e-3, "int8": 2e-2, "bfloat16": 4e-2}
 """Allowed error by the coarsest type that a model computes in, finest first, as a share of what an output moves by.
 "int8" stands for models with QuantizeLinear, where another order of float sums can flip a value to the next step."""
+
+RETYPED = "its inputs have other types than those of the original; outputs were compared in the original's"
+"""Said of a model that cannot be fed what the original is."""
 
 EPSILONS = {"float64": 2.0**-52, "float32": 2.0**-23, "float16": 2.0**-10, "bfloat16": 2.0**-7}
 LEAST_ROUNDINGS, LEAST_ROUNDINGS_HALF, MOST_ROUNDINGS = 16.0, 4.0, 256.0
@@ -395,16 +399,19 @@ def _run_beside(
     Raises:
         ModelError: the model does not run.
     """
+    notes: list[str] = []
 
     def run(path: str | os.PathLike[str]) -> tuple[dict[str, Array], ...]:
         with Session(path, threads=reference.threads, optimization="none") as session:
             types = {spec.name: spec.dtype for spec in session.inputs} if is_retyped else {}
-            outputs = [
-                session.run(
-                    {name: _as_type(array, types.get(name)) for name, array in feeds.items()}
-                )
-                for feeds in reference.inputs
-            ]
+            outputs = []
+            for feeds in reference.inputs:
+                fitting = {
+                    name: _as_type(array, types.get(name)) for name, array in feeds.items()
+                }
+                if any(fitting[name].dtype != array.dtype for name, array in feeds.items()):
+                    notes[:] = [RETYPED]
+                outputs.append(session.run(fitting))
         if not is_retyped:
             return tuple(outputs)
         return tuple(
@@ -416,7 +423,7 @@ def _run_beside(
         )
 
     try:
-        return run(optimized), ()
+        return run(optimized), tuple(notes)
     except ModelError:
         with tempfile.TemporaryDirectory(prefix="deploykit-") as folder:
             emulated = emulation.write_emulated(Path(optimized), Path(folder))

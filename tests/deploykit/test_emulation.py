@@ -107,3 +107,13 @@ def test_a_tolerance_is_held(run, dense, tmp_path):
     result = run("optimize", dense, "-o", tmp_path / "out", *options)
     assert result.exit_code == 1
     assert not (tmp_path / "out" / "model.onnx").exists()
+
+
+@pytest.mark.parametrize("option", ["dtype=bf16", "io=typed"])
+def test_what_cannot_be_measured_says_so(run, dense, tmp_path, option):
+    result = run(
+        "optimize", dense, "-o", tmp_path / "out", *SET[:2], "--set", f"set-precision.{option}"
+    )
+    assert result.exit_code == 2
+    assert "Add --no-profile" in result.stderr
+    assert not (tmp_path / "out").exists()
