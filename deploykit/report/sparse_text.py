@@ -11,7 +11,13 @@ from rich.text import Text
 
 from deploykit.report.profile_wording import seconds_text
 from deploykit.report.sparse_records import EngineRecord, SparseTime, SparseVerdict
-from deploykit.report.sparse_wording import ASKED, engine_text, sparse_rows, sparse_times_text
+from deploykit.report.sparse_wording import (
+    ASKED,
+    dense_texts,
+    engine_text,
+    sparse_rows,
+    sparse_times_text,
+)
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -41,23 +47,23 @@ def sparse_times_parts(rows: Sequence[SparseTime]) -> list[RenderableType]:
     if not rows:
         return []
     table = _table("layer", "op", "rows x depth x columns", "dense", "2:4", "time / dense", "")
-    for row in rows:
+    for row in (row for row in rows if row.dense_s is not None):
         ratio = ""
         if row.ratio is not None and row.ci95 is not None:
             ratio = f"{row.ratio:.2f} [{row.ci95[0]:.2f}, {row.ci95[1]:.2f}]"
-        note = row.reason or ("" if row.obeys_2_4 else "reduced to 2:4 for this")
+        is_reduced = row.sparse_s is not None and not row.obeys_2_4
         table.add_row(
             escape(row.layer),
             row.op_type,
-            " x ".join(map(str, row.product)) if row.dense_s is not None else "",
+            " x ".join(map(str, row.product)),
             seconds_text(row.dense_s),
             seconds_text(row.sparse_s),
             ratio,
-            escape(note),
+            "reduced to 2:4 for this" if is_reduced else "",
         )
     ways = sorted({f"{row.op_type}: {row.computed_as}" for row in rows if row.computed_as})
     told = [Text(text, "dim") for text in (sparse_times_text(rows), *ways) if text]
-    return [Text(""), table, *told]
+    return [Text(""), table, *told, *(Text(text) for text in dense_texts(rows))]
 
 
 def _table(*columns: str) -> Table:

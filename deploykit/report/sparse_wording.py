@@ -14,7 +14,7 @@ from deploykit.report.sparse_records import (
     SparseVerdict,
 )
 
-__all__ = ["ASKED", "engine_text", "sparse_rows", "sparse_times_text"]
+__all__ = ["ASKED", "dense_texts", "engine_text", "sparse_rows", "sparse_times_text"]
 
 ASKED = "Whether layers run in a sparse form: four answers, none of which follows from another"
 UNKNOWN = "unknown"
@@ -23,14 +23,13 @@ NAMES_SHOWN = 6
 
 def sparse_rows(verdict: SparseVerdict) -> tuple[tuple[str, str, str], ...]:
     """Who is asked, how many layers the answer names, and which."""
-    eligible = None if verdict.eligible is None else verdict.eligible
     tactics = (
         None
         if verdict.tactics is None
         else tuple(f"{each.layer}: {each.tactic}" for each in verdict.tactics)
     )
     return (
-        ("eligible by our rules", *_listed(eligible)),
+        ("eligible by our rules", *_listed(verdict.eligible)),
         ("found by the builder", *_counted(verdict.found)),
         ("chosen by the builder", *_counted(verdict.chosen)),
         ("sparse kernels that the engine names", *_listed(tactics)),
@@ -68,6 +67,15 @@ def sparse_times_text(rows: Sequence[SparseTime]) -> str:
         f"{len(both)} of {len(rows)} layers have a 2:4 form: as single products they take {sparse * 1e6:.1f} us in it and "
         f"{dense * 1e6:.1f} us dense, {sparse / dense:.2f} of the dense time; what lies between layers is not in this"
     )
+
+
+def dense_texts(rows: Sequence[SparseTime]) -> tuple[str, ...]:
+    """Why layers have no 2:4 form, a sentence a reason."""
+    layers: dict[str, list[str]] = {}
+    for row in rows:
+        if row.reason:
+            layers.setdefault(row.reason, []).append(row.layer)
+    return tuple(f"dense: {_shortened(names)}: {reason}" for reason, names in layers.items())
 
 
 def _counted(found: SparseLayers | None) -> tuple[str, str]:

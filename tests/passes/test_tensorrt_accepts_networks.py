@@ -9,6 +9,7 @@ import pytest
 
 import passes
 from benchmarks import nets
+from benchmarks.gpu import encoders, forms
 from passes.analysis.sparsity import weight_sparsity
 from tests.engines import build
 
@@ -41,6 +42,12 @@ def test_networks_are_taken_after_every_step(name):
     # Another order of channels is another engine, too.
     assert len(set(taken)) == len(STEPS) + 1
     assert sum(each.obeys_2_4 for each in weight_sparsity(model)) > 10
+
+
+@pytest.mark.parametrize("form", forms.FORMS)
+def test_encoders_are_taken_in_every_form(form, monkeypatch):
+    monkeypatch.setattr(encoders, "LAYERS", 1)
+    assert build(forms.halve(forms.make("vit-b", form, 1)))
 
 
 @pytest.mark.parametrize("name", ["resnet50", "vgg16"])
