@@ -21,7 +21,7 @@ import numpy as np
 
 from passes import targets, weights
 from passes.analysis.channels import check_names
-from passes.analysis.fits import Candidate, find_candidates, fit
+from passes.analysis.fits import Candidate, find_candidates, fit, is_obeyed
 from passes.analysis.patterns import Pattern, obeys, sparsify
 from passes.analysis.reductions import TIDY
 from passes.base import Change, Pass, PassReport, Skip
@@ -162,10 +162,9 @@ class Sparse24(Pass):
         """Record a weight that obeys, and do no more than needed to see that others do not."""
         if candidate.refusal is not None:
             return
-        array, axis = candidate.array, candidate.held.axis
         # Infinities obey as well as others; nothing is altered here.
-        if obeys(array, axis, self._pattern):
-            work.obeyed(candidate, array.size // self._pattern.group)
+        if is_obeyed(candidate.held, self._pattern):
+            work.obeyed(candidate, candidate.held.tensor.size // self._pattern.group)
         else:
             unfit.append(candidate.name)
 

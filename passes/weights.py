@@ -35,6 +35,7 @@ __all__ = [
     "new_initializer",
     "parameter_count",
     "rehome",
+    "rows",
     "set_derived",
     "set_tensor",
     "size_bytes",
@@ -81,6 +82,14 @@ def constant(value: ir.Value | None) -> Array | None:
     """
     found = tensor(value)
     return None if found is None else found.numpy()
+
+
+def rows(held: ir.TensorProtocol, part: slice) -> Array:
+    """Some rows of a tensor; of one that is made when it is wanted, no more than these are made."""
+    if isinstance(held, Derived) and held.in_slices:
+        return held.part(held.held.numpy(), part)
+    found: Array = held.numpy()[part]
+    return found
 
 
 def is_finite(array: Array) -> bool:

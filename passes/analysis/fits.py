@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING
+import math
+from typing import TYPE_CHECKING, Final
 
 from passes import weights
-from passes.analysis.patterns import Fit, is_readable, measure
+from passes.analysis.patterns import Fit, is_readable, measure, obeys
 from passes.analysis.reductions import collect, find_products, refusals
 from passes.base import Skip
 
@@ -19,7 +20,10 @@ if TYPE_CHECKING:
     from passes.analysis.patterns import Pattern
     from passes.analysis.reductions import Held, Product
 
-__all__ = ["Candidate", "find_candidates", "fit", "unfit"]
+__all__ = ["Candidate", "find_candidates", "fit", "is_obeyed", "unfit"]
+
+ELEMENTS_AT_ONCE: Final = 1 << 18
+"""Weights that may be made when they are wanted are looked at in slices of about this many elements."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -66,6 +70,22 @@ def fit(held: Held, pattern: Pattern) -> Fit | None:
     if not is_readable(array.dtype) or not weights.is_finite(array):
         return None
     return measure(array, held.axis, pattern, scale=held.scale)
+
+
+def is_obeyed(held: Held, pattern: Pattern) -> bool:
+    """Whether a weight obeys a pattern; it is read no further than to the first rows that do not.
+
+    Raises:
+        ValueError: it has no whole groups.
+    """
+    tensor, shape = held.tensor, held.shape
+    step = max(1, ELEMENTS_AT_ONCE // max(1, math.prod(shape[1:])))
+    if held.axis == 0:
+        step = -(-step // pattern.group) * pattern.group
+    return all(
+        obeys(weights.rows(tensor, slice(start, start + step)), held.axis, pattern)
+        for start in range(0, shape[0], step)
+    )
 
 
 def find_candidates(model: ir.Model, pattern: Pattern) -> Iterator[Candidate | Product]:

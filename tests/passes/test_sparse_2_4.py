@@ -14,6 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 import passes
 from passes import PlanMismatch, SparsePlan, targets, weights
+from passes.analysis import fits
 from passes.analysis.patterns import Pattern
 from passes.analysis.reductions import find_products
 from tests import oracle
@@ -430,6 +431,29 @@ def test_large_weights_in_a_file_are_made_in_slices(axis, tmp_path, monkeypatch)
     after = np.frombuffer(written.getvalue(), np.float32).reshape(before.shape)
     expected = np.where(by_search(before, axis, Pattern(2, 4)), before, 0)
     np.testing.assert_array_equal(after, expected)
+
+
+def test_a_weight_that_does_not_obey_is_not_read_to_its_end(tmp_path, monkeypatch):
+    monkeypatch.setattr(weights, "LARGE_BYTES", 1 << 10)
+    monkeypatch.setattr(fits, "ELEMENTS_AT_ONCE", 1 << 8)
+    proto = product("Gemm", drawn(64, 16), (2, 16), transB=1)
+    path = tmp_path / "model.onnx"
+    onnx.save(proto, path, save_as_external_data=True, location="data", size_threshold=0)
+    for obeying_rows in (0, 64):
+        model = ir.load(path)
+        asked = []
+
+        def derive(array, rows, obeying=obeying_rows, asked=asked):
+            asked.append(rows)
+            part = array[rows].copy()
+            part[:obeying, 2:4] = part[:obeying, 6:8] = part[:obeying, 9:11] = 0
+            part[:obeying, 12:14] = 0
+            return part
+
+        weights.set_derived(model.graph.initializers["w"], derive, (64, 16))
+        report = passes.Sparse24(target=targets.TARGETS["onnxruntime-cpu"])(model)
+        assert bool(report.changes) == bool(obeying_rows)
+        assert asked == [slice(at, at + 16) for at in range(0, obeying_rows or 16, 16)]
 
 
 def test_layers_in_subgraphs_and_functions():
