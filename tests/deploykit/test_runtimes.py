@@ -223,7 +223,14 @@ def test_an_engine_is_built_ahead_of_time_beside_the_result(rtx, run, network, t
     out = tmp_path / "out"
     done = run(
         *("optimize", network, "-o", out, "--engine", "tensorrt-rtx", "--no-profile", "--json"),
-        *("--compute-capability", "8.6, 8.9", "--shape", "x:3x256"),
+        *(
+            "--compute-capability",
+            "8.6, 8.9",
+            "--shape",
+            "x:3x256",
+            "--passes",
+            "remove-channels",
+        ),
     )
     assert done.exit_code == 0, done.stderr
     document = json.loads(done.stdout)
@@ -240,7 +247,18 @@ def test_an_engine_is_built_ahead_of_time_beside_the_result(rtx, run, network, t
     again = run("optimize", network, "-o", tmp_path / "again", "--recipe", out / "recipe.toml")
     assert again.exit_code == 0, again.stderr
     assert (tmp_path / "again" / engine["file"]).stat().st_size == engine["bytes"]
-    forced = run("optimize", network, "-o", out, "--no-profile", "--force")
+    forced = run(
+        *(
+            "optimize",
+            network,
+            "-o",
+            out,
+            "--no-profile",
+            "--force",
+            "--passes",
+            "remove-channels",
+        )
+    )
     assert forced.exit_code == 0, forced.stderr
     assert not (out / engine["file"]).exists()
 
@@ -269,7 +287,15 @@ def test_a_model_that_the_parser_refuses_is_told_with_its_node(rtx, run, tmp_pat
     )
     onnx.save(onnx.helper.make_model(graph, ir_version=8, opset_imports=[onnx.helper.make_opsetid("", 17)]), path)  # fmt: skip
     done = run(
-        "optimize", path, "-o", tmp_path / "out", "--engine", "tensorrt-rtx", "--no-profile"
+        "optimize",
+        path,
+        "-o",
+        tmp_path / "out",
+        "--engine",
+        "tensorrt-rtx",
+        "--no-profile",
+        "--passes",
+        "remove-channels",
     )
     assert done.exit_code == 3, done.stderr
     assert "the-odd-one" in done.stderr
