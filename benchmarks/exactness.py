@@ -217,7 +217,10 @@ def rewrite(data: bytes, stage: str) -> tuple[onnx.ModelProto, list[passes.PassR
     steps: list[passes.Pass] = [passes.Tidy(), passes.RemoveChannels(carry=carry)]
     if stage in STAGES[BLOCKS]:
         choose = by_turns if stage == "turns" else None
-        steps += [passes.PermuteChannels(), passes.GroupBlocks(choose=choose)]
+        steps += [
+            passes.PermuteChannels(purpose="group-blocks"),
+            passes.GroupBlocks(choose=choose),
+        ]
     if stage == "align":
         steps.append(passes.AlignChannels(multiple=8))
     steps.append(passes.InferShapes())

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, TypeAlias
 
 from deploykit import registry
@@ -47,6 +47,12 @@ PLAIN = "as is"
 CHANNEL_REMOVAL = "remove-channels"
 """The pass whose report names the layers that it cannot look into."""
 
+ORDERING = "permute-channels"
+"""The pass that puts channels in order for another one."""
+
+PURPOSES = ("sparse-2-4", "group-blocks")
+"""Those that it does so for; the first one if none follows."""
+
 Options: TypeAlias = Mapping[str, object]
 
 
@@ -58,11 +64,13 @@ class Told:
         shapes: sizes of the inputs, by name, that the model is measured with.
         blocks: dense blocks of weights, by initializer of the original: those of a ticket.
         choose: measures layers that can be computed in several forms; None: the rules of the target decide.
+        tell: is told what share of a long search is done.
     """
 
     shapes: Mapping[str, tuple[int, ...]] | None = None
     blocks: Mapping[str, PlacedBlocks] | None = None
     choose: LayerChooser | None = None
+    tell: Callable[[float], None] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -172,6 +180,8 @@ def plan_steps(
                 ("shapes", told.shapes),
                 ("blocks", told.blocks),
                 ("choose", told.choose),
+                ("tell", told.tell),
+                *_followed(recipe, name),
             )
             if registry.accepts(kind, word)
         }
@@ -205,6 +215,15 @@ def plan_steps(
             )
         )
     return tuple(steps)
+
+
+def _followed(recipe: Recipe, name: str) -> tuple[tuple[str, str], ...]:
+    """What a pass that orders channels is told about the one that it does so for: the first that follows it."""
+    names = recipe.pass_names
+    followers = names[names.index(name) + 1 :]
+    purpose = next((each for each in followers if each in PURPOSES), PURPOSES[0])
+    pattern = recipe.options.get(PURPOSES[0], {}).get("pattern", "2:4")
+    return ("purpose", purpose), *([("pattern", str(pattern))] if name == ORDERING else [])
 
 
 def left_out(steps: Sequence[Step]) -> tuple[str, ...]:

@@ -84,6 +84,9 @@ Feeds: TypeAlias = Mapping[str, Array]
 SMALLER = 0.98
 """A file that lost less than this without losing a parameter was only written differently."""
 
+ORDERING_CHANNELS = "ordering channels"
+"""What is told while a good order of channels is searched for."""
+
 
 class Progress(Protocol):
     """Told what is going on, and how far it is."""
@@ -289,7 +292,12 @@ def optimize(
             recipe,
             target,
             plans,
-            candidates.Told(start.shapes, start.opened.blocks, chooser),
+            candidates.Told(
+                start.shapes,
+                start.opened.blocks,
+                chooser,
+                lambda done: progress(ORDERING_CHANNELS, done),
+            ),
         )
         memory = Memory()
         forms, failed = _make_forms(start, steps, folder.work, progress, memory)
@@ -360,7 +368,9 @@ def _planned(
     recipe, source = request.recipe, opened.source
     model = _masked(source, recipe)
     shapes, notes = _assumed_shapes(source.path, model, recipe, opened.examples)
-    told = candidates.Told(shapes, opened.blocks)
+    told = candidates.Told(
+        shapes, opened.blocks, tell=lambda done: progress(ORDERING_CHANNELS, done)
+    )
     steps = candidates.plan_steps(recipe, target, plans, told)
     progress("planning")
     instruments = [Dump(request.dump_dir)] if request.dump_dir is not None else []

@@ -72,7 +72,7 @@ for rewrite in (
     passes.Tidy(),
     # Whoever writes channels writes them in the order of the blocks, and whoever reads them follows: no node is added.
     # `first` has all that it wants then; what `second` reads stands in the order of `first`, so that it needs a Gather.
-    passes.PermuteChannels(),
+    passes.PermuteChannels(purpose="group-blocks"),
     # The form of each layer is chosen by the rules of a target; `choose=` takes a function that measures instead.
     passes.GroupBlocks(target=passes.TARGETS["onnxruntime-cpu"]),
     passes.InferShapes(),

@@ -51,6 +51,7 @@ class ChannelMap:
         trace: the walk that found the tags.
         roots: int, shape `(tags,)`: the class of each tag; classes are cut, padded and kept as one.
         pinned: class -> why it has to stay.
+        fixed: class -> why it has to stay where it is among others.
         rigid: class -> why it cannot be padded.
     """
 
@@ -60,6 +61,9 @@ class ChannelMap:
         self.trace = trace
         self.roots = trace.tags.roots()
         self.pinned = self._by_class(trace.tags.pins)
+        self.fixed = self._by_class(
+            [(tags, pin) for tags, pin in trace.tags.pins if not pin.is_movable]
+        )
         self.rigid = self._by_class(trace.tags.rigid)
 
     def _by_class(self, entries: list[tuple[Array, Pin]]) -> dict[int, Pin]:

@@ -53,11 +53,13 @@ class Pin:
         subject: name of the node or value that pins them.
         reason: why, in words.
         advice: what the user can do.
+        is_movable: whether they may change places with one another all the same: it is how many there are that counts.
     """
 
     subject: str
     reason: str
     advice: str
+    is_movable: bool = False
 
 
 @dataclasses.dataclass(frozen=True)

@@ -93,9 +93,17 @@ class Trace:
             )
         self.tags.of[value] = tags
 
-    def pin(self, tags: Array, node: ir.Node, reason: str, advice: str = "") -> None:
-        """Keep channels as they are, because of `node`."""
-        self.tags.pin(tags, Pin(label(node), reason, advice or "keep them"))
+    def pin(
+        self,
+        tags: Array,
+        node: ir.Node,
+        reason: str,
+        advice: str = "",
+        *,
+        is_movable: bool = False,
+    ) -> None:
+        """Keep channels as they are, because of `node`; those that are movable may still change places."""
+        self.tags.pin(tags, Pin(label(node), reason, advice or "keep them", is_movable))
 
     def unite(self, node: ir.Node, one: Array, other: Array) -> None:
         """Tie channels that `node` brings together."""

@@ -86,7 +86,7 @@ def plan_block_order(channels: ChannelMap, found: Sequence[tuple[Layer, Blocks]]
         found: layers with their blocks.
     """
     lines, refused = find_lines(channels)
-    wanted = [_Wanted(line) for line in lines]
+    wanted = [_Wanted(line) for line in lines if not line.frozen.any()]
     by_class = {int(root): each for each in wanted for root in each.line.classes}
     for layer, blocks in found:
         _add_wishes(channels, by_class, layer, blocks)

@@ -52,10 +52,12 @@ class Line:
     Attributes:
         classes: in the order in which they stand.
         makers: the nodes that write them; the first one writes all.
+        frozen: bool, by place: channels that are tied to others of the line (queries to keys), and stay where they are.
     """
 
     classes: Array
     makers: tuple[ir.Node, ...]
+    frozen: Array
 
     @property
     def name(self) -> str:
@@ -88,10 +90,10 @@ def find_lines(channels: ChannelMap) -> tuple[list[Line], dict[ir.Node, Pin]]:
         classes = channels.roots[made.ravel()]
         key = np.ascontiguousarray(classes).tobytes()
         pin = next(
-            (channels.pinned[int(root)] for root in classes if int(root) in channels.pinned),
+            (channels.fixed[int(root)] for root in classes if int(root) in channels.fixed),
             None,
         )
-        if pin is None and np.unique(classes).size < classes.size:
+        if pin is None and _repeated(classes).all():
             pin = Pin("", "several of them are tied to one another", "keep them")
         if pin is not None:
             refused[node] = pin
@@ -111,16 +113,25 @@ def find_lines(channels: ChannelMap) -> tuple[list[Line], dict[ir.Node, Pin]]:
         if stuck is None and not _is_one_order(classes, [written[key][0] for key in ordered]):
             stuck = Pin("", "they are tied to those of several tensors in parts", "keep them")
         if stuck is None:
-            lines.append(Line(classes, makers))
+            lines.append(Line(classes, makers, _repeated(classes)))
         else:
             refused |= {node: stuck for node in makers if node not in refused}
     return lines, refused
+
+
+def _repeated(classes: Array) -> Array:
+    """Bool, of the same shape: which classes occur more than once."""
+    _, inverse, counts = np.unique(classes, return_inverse=True, return_counts=True)
+    repeated: Array = (counts > 1)[inverse.reshape(-1)]
+    return repeated
 
 
 def _is_one_order(classes: Array, others: list[Array]) -> bool:
     """Whether all of several tensors' channels are among those of the first, in the same order."""
     place = {int(root): at for at, root in enumerate(classes)}
     for other in others:
+        if other is classes:
+            continue
         places = [place.get(int(root), -1) for root in other]
         if min(places) < 0 or (np.diff(places) < 0).any():
             return False
@@ -141,6 +152,7 @@ def carry(channels: ChannelMap, orders: Mapping[Line, Array]) -> Carried:
             int(root): at
             for line, order in left.items()
             for at, root in enumerate(line.classes[order])
+            if not line.frozen[at]
         }
         try:
             return Carried(_checked_replay(channels, ranks), left, conflicts)
@@ -172,14 +184,15 @@ def carry_out_orders(channels: ChannelMap, plan: PermutePlan) -> Replay:
         if sorted(order) != list(range(classes.size)):
             msg = f"the plan's order of '{name}' is no order of its {classes.size} channels: each of 0 to {classes.size - 1} once."
             raise PlanMismatch(msg)
-        stuck = next((int(root) for root in classes if int(root) in channels.pinned), None)
+        stuck = next((int(root) for root in classes if int(root) in channels.fixed), None)
         if stuck is not None:
-            msg = f"the channels of '{name}' cannot change their order: {channels.pinned[stuck].reason}. Delete the entry."
+            msg = f"the channels of '{name}' cannot change their order: {channels.fixed[stuck].reason}. Delete the entry."
             raise PlanMismatch(msg)
-        new = {int(root): at for at, root in enumerate(classes[list(order)])}
-        if len(new) < classes.size:
-            msg = f"the channels of '{name}' cannot change their order: several of them are tied to one another. Delete the entry."
+        frozen, places = _repeated(classes), np.asarray(order)
+        if (places[frozen] != np.flatnonzero(frozen)).any():
+            msg = f"not all channels of '{name}' can change their order: several of them are tied to one another. Delete the entry."
             raise PlanMismatch(msg)
+        new = {int(root): at for at, root in enumerate(classes[places]) if not frozen[at]}
         if any(ranks.get(root, at) != at for root, at in new.items()):
             msg = f"the plan orders the channels of '{name}' in two ways: they are tied to those of another entry. Delete one."
             raise PlanMismatch(msg)

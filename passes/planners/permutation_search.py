@@ -51,6 +51,9 @@ ROUND: Final = 1.4e-4
 ROWS_AT_ONCE: Final = 16_384
 """Of matrices with more rows, a round reads as many, drawn anew each time."""
 
+MOST_ROUNDS: Final = 50
+"""Rounds a group that are made at most, and as many more: small matrices gain nothing by more."""
+
 HEAT: Final = 0.06
 """The first rounds are disturbed by so much of the magnitude of a row times the root of the rows: found best of 0.02 to 0.2."""
 
@@ -121,7 +124,7 @@ def search_order(
         seconds: how long to search, on a machine like that of `DISTANCES_PER_SECOND`; at least two rounds are made.
         seed: of what is random.
         parts: int, shape `(channels,)`: channels only change places with those of the same number; None: with all.
-        tell: called from time to time with the share of the budget that is used.
+        tell: called from time to time with the share of the search that is done.
     """
     channels, rows = columns.shape
     search = _Search(columns, pattern, np.random.default_rng(seed), parts)
@@ -134,7 +137,9 @@ def search_order(
         _seconds(groups, rows, DISTANCES_PER_SECOND),
     )
     rough = int(seconds * (1 - EXACT_ROUNDS) / coarse) if groups >= MANY_GROUPS else 0
-    fine = max(2, int((seconds - rough * coarse) / exact))
+    most = MOST_ROUNDS * (groups + 1)
+    rough = min(rough, most)
+    fine = min(max(2, int((seconds - rough * coarse) / exact)), most)
     heat = HEAT * float(columns.mean()) * np.sqrt(min(rows, ROWS_AT_ONCE))
     total = rough + fine
     for number in range(total):

@@ -90,6 +90,14 @@ class _Task:
             found.setdefault(reader.key, []).append(reader)
         return max(found.values(), key=lambda readers: sum(each.magnitude for each in readers))
 
+    def obeys(self, pattern: Pattern) -> bool:
+        """Whether the pattern takes nothing from what reads the line."""
+        same = np.arange(self.line.classes.size)
+        return all(
+            reader.kept(same, pattern) >= reader.magnitude * (1 - GAIN)
+            for reader in self.readers
+        )
+
     def matrices(self) -> Iterator[tuple[Array, Array, Array | None]]:
         """What is to be searched, one after the other: places in the line, magnitudes by place, and parts if there are several."""
         main = self.main
@@ -124,6 +132,16 @@ def plan_sparse_order(
     """
     lines, refused = find_lines(channels)
     tasks, skips = _tasks(channels, lines, refused, pattern)
+    obeying = [task for task in tasks if task.obeys(pattern)]
+    skips += [
+        Skip(
+            task.line.name,
+            f"what reads its channels obeys {pattern} already",
+            "nothing needs to be done",
+        )
+        for task in obeying
+    ]
+    tasks = [task for task in tasks if task not in obeying]
     everything = [(task, matrix) for task in tasks for matrix in task.matrices()]
     cost = sum(seconds_of_round(matrix[1], pattern) for _, matrix in everything)
     orders: dict[Line, Array] = {}
@@ -182,11 +200,6 @@ def _why_not(task: _Task, order: Array, pattern: Pattern) -> tuple[str, str] | N
     """Why an order that was found is not taken, and what to do; None if it is."""
     same = np.arange(order.size)
     before = [reader.kept(same, pattern) for reader in task.readers]
-    if all(
-        value >= reader.magnitude * (1 - GAIN)
-        for reader, value in zip(task.readers, before, strict=True)
-    ):
-        return f"what reads its channels obeys {pattern} already", "nothing needs to be done"
     after = [reader.kept(order, pattern) for reader in task.readers]
     for reader, one, other in zip(task.readers, before, after, strict=True):
         whole = reader.magnitude
@@ -213,8 +226,9 @@ def _tasks(
     count = channels.roots.size
     line_of, place_of = np.full(count, -1), np.zeros(count, dtype=np.int64)
     for index, line in enumerate(lines):
-        line_of[line.classes] = index
-        place_of[line.classes] = np.arange(line.classes.size)
+        free = np.flatnonzero(~line.frozen)
+        line_of[line.classes[free]] = index
+        place_of[line.classes[free]] = free
     why: dict[int, Pin] = {}
     for node, pin in refused.items():
         for root in channels.roots[channels.trace.sources[node].ravel()]:

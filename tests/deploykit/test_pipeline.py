@@ -11,7 +11,7 @@ import onnxruntime
 import pytest
 
 import passes
-from deploykit import output_folder, pipeline
+from deploykit import pipeline
 from deploykit.choice import ORIGINAL
 from deploykit.errors import ModelError
 from deploykit.profile import Measurement, Settings, Timings, paired_ratio, summarize

@@ -80,7 +80,7 @@ def test_all_passes_in_a_row_preserve_the_function(
     for rewrite in (
         passes.Tidy(),
         passes.RemoveChannels(carry="carrier"),
-        passes.PermuteChannels(),
+        passes.PermuteChannels(purpose="group-blocks"),
         passes.GroupBlocks(choose=choose, target=target),
         *([] if multiple is None else [passes.AlignChannels(multiple=multiple)]),
         passes.InferShapes(),

@@ -83,7 +83,7 @@ def test_forms_anywhere_in_a_graph_preserve_the_function(case, seed, target, is_
     model = oracle.from_proto(case.proto)
     passes.Tidy()(model)
     if is_ordered:
-        passes.PermuteChannels()(model)
+        passes.PermuteChannels(purpose="group-blocks")(model)
     report = passes.GroupBlocks(choose=at_random(seed), target=target)(model)
     hypothesis.assume(report.modified)
     passes.InferShapes()(model)

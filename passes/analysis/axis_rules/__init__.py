@@ -75,7 +75,7 @@ ROWS: dict[str, Row] = {
     "Gemm": Contraction(),
     "GroupNormalization": GroupStatistics(),
     "InstanceNormalization": BatchNormalization(),
-    "LRN": Along(channel_axis),
+    "LRN": Along(channel_axis, is_symmetric=False),
     "LayerNormalization": Along(trailing_axes),
     "LogSoftmax": Along(last_axis),
     "LpNormalization": Along(last_axis),

@@ -184,13 +184,16 @@ def keep_regular(node: ir.Node, t: Trace, tags: Array) -> None:
 
 
 class Concat:
-    """Channels of several tensors stand behind one another."""
+    """Channels of several tensors stand behind one another; or the tensors themselves do, along an axis that is not theirs.
+
+    Of the latter, constants (a class token in front of patches) take what channels the others have.
+    """
 
     def trace(self, node: ir.Node, t: Trace) -> None:
         """Concatenate."""
         values = [value for value in node.inputs if value is not None]
         shapes = [t.shape(value) for value in values]
-        tags = [t.get(value) for value in values]
+        tags = self.completed(node, t, [t.get(value) for value in values])
         self.tie(node, t, tags, shapes)
         t.set(node, node.outputs[0], concatenate(node, tags, shapes))
 
@@ -216,6 +219,23 @@ class Concat:
         for side in sides[1:]:
             t.tags.grids.append(Grid(sides[0], side, label(node), "part"))
 
+    def completed(self, node: ir.Node, t: Trace, tags: list[Array]) -> list[Array]:
+        """The tags of the operands, before or after a plan, with those that constants take."""
+        axis = normalized(attribute_int(node, "axis", 1), tags[0].ndim)
+        live = [
+            array
+            for value, array in zip(node.inputs, tags, strict=True)
+            if not t.is_weight(value)
+        ]
+        if not live or any(array.shape[axis] > 1 for array in live):
+            return tags
+        if any(varying_axes(array) != varying_axes(live[0]) for array in live):
+            return tags
+        return [
+            live[0] if t.is_weight(value) else array
+            for value, array in zip(node.inputs, tags, strict=True)
+        ]
+
     def replay(self, node: ir.Node, r: Replay) -> None:
         """Concatenate."""
         values = [value for value in node.inputs if value is not None]
@@ -223,15 +243,26 @@ class Concat:
             return
         shapes = [r.shape(value) for value in values]
         axis = normalized(attribute_int(node, "axis", 1), len(shapes[0]))
-        everything = np.concatenate([r.new(value).ravel() for value in values])
+        before = self.completed(node, r.trace, [r.old(value) for value in values])
+        tags = self.completed(node, r.trace, [r.new(value) for value in values])
+        takes = [
+            index
+            for index, value in enumerate(values)
+            if r.trace.is_weight(value) and varying_axes(before[index])
+        ]
+        everything = np.concatenate([array.ravel() for array in tags])
         for other in range(len(shapes[0])):
             if other == axis:
                 continue
-            places = {tuple(along(r, node, value, other)) for value in values}
+            places = {
+                tuple(along(r, node, value, other))
+                for index, value in enumerate(values)
+                if index not in takes
+            }
             r.require(node, len(places) == 1, everything, "its operands would no longer match")
-        r.set(
-            node, node.outputs[0], concatenate(node, [r.new(value) for value in values], shapes)
-        )
+        for index in takes:
+            r.select(node, index, before[index], tags[index], shapes[index])
+        r.set(node, node.outputs[0], concatenate(node, tags, shapes))
 
 
 def concatenate(node: ir.Node, tags: list[Array], shapes: list[Shape]) -> Array:
@@ -451,9 +482,11 @@ class Gather:
 def makes_channels(node: ir.Node, t: Trace) -> bool:
     """Whether a Gather looks rows of a constant 2-D table up, whose other axis becomes channels."""
     value, rank = data(node), len(t.shape(data(node)))
+    # Integers that are picked by known indices are sizes.
+    is_table = value.dtype is not None and value.dtype.is_floating_point()
     return (
         t.is_weight(value)
-        and t.ints(data(node, 1)) is None
+        and (is_table or t.ints(data(node, 1)) is None)
         and rank == 2
         and normalized(attribute_int(node, "axis", 0), rank) == 0
     )
@@ -536,13 +569,19 @@ def padded(tags: Array, amounts: list[tuple[int, int]], axes: tuple[int, ...]) -
 
 
 class Expand:
-    """Size-1 axes are repeated."""
+    """Size-1 axes are repeated. A constant line of numbers (a class token, once an example) makes channels."""
 
     def trace(self, node: ir.Node, t: Trace) -> None:
         """Line the axes up at the right."""
         value, out = data(node), node.outputs[0]
         tags, before, after = t.get(value), t.shape(value), t.shape(out)
         lead = len(after) - len(before)
+        if is_line(value, t):
+            tags = t.tags.fresh((max(before),)).reshape(
+                [-1 if size > 1 else 1 for size in before]
+            )
+            t.sources[node] = tags.reshape((1,) * lead + tags.shape)
+            t.tie_weight(node, value, before, (tags.ravel(),))
         if not varying_axes(tags) and any(
             a != b for a, b in zip(before, after[lead:], strict=True)
         ):
@@ -552,9 +591,21 @@ class Expand:
     def replay(self, node: ir.Node, r: Replay) -> None:
         """Sizes that were spelled out follow."""
         value, out = data(node), node.outputs[0]
-        if not r.is_changed(value):
+        made = r.trace.sources.get(node)
+        if made is None and not r.is_changed(value):
             return
         tags = r.new(value)
+        if made is not None:
+            before = r.old_shape(value)
+            old, new = made.ravel(), r.survivors(made.ravel())
+            r.require(
+                node, (new >= 0).all(), old, "a constant has no zero channels to pad with"
+            )
+            if new.size == old.size and (new == old).all():
+                return
+            form = [-1 if size > 1 else 1 for size in before]
+            tags = new.reshape(form)
+            r.select(node, 0, old.reshape(form), tags, before)
         lead = len(r.old_shape(out)) - tags.ndim
         r.set(node, out, tags.reshape((1,) * lead + tags.shape))
         numbers = r.trace.ints(node.inputs[1])
@@ -571,6 +622,13 @@ class Expand:
                 if axis >= skip and size != r.old_shape(out)[axis] and numbers[axis - skip] != 1
             },
         )
+
+
+def is_line(value: ir.Value, t: Trace) -> bool:
+    """Whether a value is a constant of floats with more than one number along a single axis."""
+    shape = t.shape(value)
+    is_float = value.dtype is not None and value.dtype.is_floating_point()
+    return is_float and t.is_weight(value) and sum(size > 1 for size in shape) == 1
 
 
 class Tile:

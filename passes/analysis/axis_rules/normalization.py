@@ -21,7 +21,7 @@ from passes.analysis.axis_rules.row import (
     spread,
 )
 from passes.analysis.compact import Array, varying_axes
-from passes.analysis.edits import SetAttribute
+from passes.analysis.edits import Select, SetAttribute
 from passes.analysis.tags import Pin
 from passes.analysis.walk import label
 
@@ -60,14 +60,18 @@ def channel_axis(node: ir.Node, rank: int) -> tuple[int, ...]:
 
 
 class Along:
-    """Ops that work along axes on which channels may not lie; the result has the shape of the input.
+    """Ops that work along axes, of which no channel may be missing; the result has the shape of the input.
 
     Args:
         axes: which axes these are.
+        is_symmetric: whether channels along them may change places: no one is treated as a neighbour of another. Parameters follow.
     """
 
-    def __init__(self, axes: Callable[[ir.Node, int], tuple[int, ...]]) -> None:
+    def __init__(
+        self, axes: Callable[[ir.Node, int], tuple[int, ...]], *, is_symmetric: bool = True
+    ) -> None:
         self.axes = axes
+        self.is_symmetric = is_symmetric
 
     def trace(self, node: ir.Node, t: Trace) -> None:
         """Pin channels that lie along the axes; pass others on."""
@@ -75,7 +79,13 @@ class Along:
         tags = t.get(value)
         along = self.axes(node, tags.ndim)
         if any(tags.shape[axis] > 1 for axis in along):
-            t.pin(tags, node, OVER_CHANNELS.format(op=node.op_type), OVER_CHANNELS_ADVICE)
+            t.pin(
+                tags,
+                node,
+                OVER_CHANNELS.format(op=node.op_type),
+                OVER_CHANNELS_ADVICE,
+                is_movable=self.is_symmetric,
+            )
         elif not varying_axes(tags) and any(t.shape(value)[axis] == 1 for axis in along):
             t.pin(tags, node, "it is normalised by itself")
         for other in node.inputs[1:]:
@@ -84,10 +94,62 @@ class Along:
         t.set(node, node.outputs[0], tags)
 
     def replay(self, node: ir.Node, r: Replay) -> None:
-        """Pass the tags on."""
+        """Pass the tags on; parameters are put in the order of the channels that they belong to."""
         value = data(node)
-        if r.is_changed(value):
-            r.set(node, node.outputs[0], r.new(value))
+        if not r.is_changed(value):
+            return
+        old, new = r.old(value), r.new(value)
+        along = self.axes(node, old.ndim)
+        moving = tuple(axis for axis in along if old.shape[axis] > 1)
+        if moving:
+            same_members(node, r, moving)
+            self.follow(node, r, moving)
+        r.set(node, node.outputs[0], new)
+
+    def follow(self, node: ir.Node, r: Replay, moving: tuple[int, ...]) -> None:
+        """Put parameters in the order that channels take on the axes that are `moving`."""
+        old, new = r.old(data(node)), r.new(data(node))
+        came = np.unravel_index(r.origins(node, old, new), old.shape)
+        for index in range(1, len(node.inputs)):
+            value = node.inputs[index]
+            if value is None:
+                continue
+            # A parameter may lack leading axes, or have size 1 on some.
+            real = r.old_shape(value)
+            picks: list[Array | None] = [None] * len(real)
+            for axis in moving:
+                at = axis - old.ndim + len(real)
+                if at < 0 or real[at] == 1:
+                    continue
+                lines = np.moveaxis(came[axis], axis, 0).reshape(new.shape[axis], -1)
+                r.require(
+                    node,
+                    (lines == lines[:, :1]).all(),
+                    new,
+                    "its parameters serve channels in several orders",
+                )
+                picks[at] = np.ascontiguousarray(lines[:, 0])
+            if any(pick is not None for pick in picks):
+                r.edit(Select(node, index, tuple(picks)))
+
+
+def same_members(node: ir.Node, r: Replay, axes: tuple[int, ...]) -> None:
+    """Require that each row along `axes` of what a node reads has the channels that it had, in whatever order."""
+    rows = [_members(array, axes) for array in (r.old(data(node)), r.new(data(node)))]
+    r.require(
+        node,
+        rows[0].shape == rows[1].shape and (rows[0] == rows[1]).all(),
+        r.new(data(node)),
+        "it would work over other channels than before",
+    )
+
+
+def _members(tags: Array, axes: tuple[int, ...]) -> Array:
+    """The tags of each row along `axes`, sorted, shape `(rows, members)`."""
+    others = [axis for axis in range(tags.ndim) if axis not in axes]
+    count = int(np.prod([tags.shape[axis] for axis in others], dtype=np.int64))
+    members: Array = np.sort(tags.transpose([*others, *axes]).reshape(count, -1), axis=1)
+    return members
 
 
 class BatchNormalization:
@@ -220,7 +282,13 @@ class Reduce:
             t.tags.stiffen(tags, Pin(label(node), SUMMED, "keep them"))
             tags = summed(node, t, tags, tags, inside)
         elif inside:
-            t.pin(tags, node, OVER_CHANNELS.format(op=node.op_type), OVER_CHANNELS_ADVICE)
+            t.pin(
+                tags,
+                node,
+                OVER_CHANNELS.format(op=node.op_type),
+                OVER_CHANNELS_ADVICE,
+                is_movable=True,
+            )
             tags = np.zeros((1,) * tags.ndim, dtype=np.int64)
         t.notes[node] = inside
         t.set(node, out, without(tags, axes, len(t.shape(out))))
@@ -233,6 +301,9 @@ class Reduce:
         tags = r.new(value)
         axes = reduced(node, r.trace, tags.ndim) or ()
         inside = r.trace.notes[node]
+        if inside and node.op_type not in self.SUMS:
+            same_members(node, r, tuple(inside))
+            return
         if inside:
             old, moved = r.old(value), tags
             tags = summed(node, r.trace, moved, old, inside)
