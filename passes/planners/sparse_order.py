@@ -49,11 +49,14 @@ class _Reader:
     groups: Array
     columns: Array
 
-    @property
-    def key(self) -> bytes:
-        """The same for all readers that put the same channels together."""
-        together = np.sort(self.groups, axis=1)
-        return np.ascontiguousarray(together[np.argsort(together[:, 0])]).tobytes()
+    def of(self, groups: Array) -> Array:
+        """Its columns, with zeros at places that it does not put together in the groups given."""
+        mine = {group.tobytes() for group in np.sort(self.groups, axis=1)}
+        shared = [group.tobytes() in mine for group in np.sort(groups, axis=1)]
+        is_shared = np.zeros(len(self.columns), dtype=bool)
+        is_shared[groups[shared]] = True
+        found: Array = np.where(is_shared[:, None], self.columns, np.float32(0))
+        return found
 
     def kept(self, order: Array, pattern: Pattern) -> float:
         """Magnitude that the pattern keeps when the channels stand in an order."""
@@ -79,16 +82,18 @@ class _Task:
     parts: Array
     readers: list[_Reader] = dataclasses.field(default_factory=list)
 
-    @property
-    def main(self) -> list[_Reader]:
-        """Those readers that put the same channels together and hold the most magnitude: what is searched for.
+    def chosen(self) -> Array:
+        """The groups that are searched for, shape `(groups, M)`: those of whoever holds most magnitude, and of others beside them.
 
-        Readers behind a shuffle put others together; they have a say at the end.
+        Readers behind a shuffle put other channels together; they have a say at the end.
         """
-        found: dict[bytes, list[_Reader]] = {}
-        for reader in self.readers:
-            found.setdefault(reader.key, []).append(reader)
-        return max(found.values(), key=lambda readers: sum(each.magnitude for each in readers))
+        found: list[Array] = []
+        taken = np.zeros(self.line.classes.size, dtype=bool)
+        for reader in sorted(self.readers, key=lambda each: -each.magnitude):
+            groups = reader.groups[~taken[reader.groups].any(axis=1)]
+            taken[groups] = True
+            found.append(groups)
+        return np.concatenate(found)
 
     def obeys(self, pattern: Pattern) -> bool:
         """Whether the pattern takes nothing from what reads the line."""
@@ -100,15 +105,14 @@ class _Task:
 
     def matrices(self) -> Iterator[tuple[Array, Array, Array | None]]:
         """What is to be searched, one after the other: places in the line, magnitudes by place, and parts if there are several."""
-        main = self.main
-        groups = main[0].groups
+        groups = self.chosen()
         parts = self.parts[groups]
-        columns = np.concatenate([reader.columns for reader in main], axis=1)
+        columns = np.concatenate([reader.of(groups) for reader in self.readers], axis=1)
         pure = (parts == parts[:, :1]).all()
         for part in np.unique(parts[:, 0]) if pure else (None,):
             places = (groups if part is None else groups[parts[:, 0] == part]).ravel()
             held = columns[places]
-            # Rows of other groups of a convolution are zeros here.
+            # Rows of those who do not put these together are zeros.
             used = held.any(axis=0)
             yield places, held[:, used], None if pure else parts.ravel()
 
