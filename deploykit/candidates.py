@@ -218,11 +218,17 @@ def plan_steps(
 
 
 def _followed(recipe: Recipe, name: str) -> tuple[tuple[str, str], ...]:
-    """What a pass that orders channels is told about the one that it does so for: the first that follows it."""
+    """What a pass that orders channels is told about the one that it does so for.
+
+    That is the first one that follows; or the pattern, where weights are to be forced into it.
+    """
     names = recipe.pass_names
     followers = names[names.index(name) + 1 :]
+    sparse = recipe.options.get(PURPOSES[0], {})
     purpose = next((each for each in followers if each in PURPOSES), PURPOSES[0])
-    pattern = recipe.options.get(PURPOSES[0], {}).get("pattern", "2:4")
+    if PURPOSES[0] in followers and sparse.get("force"):
+        purpose = PURPOSES[0]
+    pattern = sparse.get("pattern", "2:4")
     return ("purpose", purpose), *([("pattern", str(pattern))] if name == ORDERING else [])
 
 

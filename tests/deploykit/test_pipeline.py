@@ -219,6 +219,38 @@ def test_what_is_there_leaves_a_model_without_zeros_to_the_byte(run, tmp_path, m
 
 
 @pytest.mark.parametrize(
+    ("given", "purpose", "pattern"),
+    [
+        ([], "group-blocks", "2:4"),
+        (["--passes", "permute-channels"], "sparse-2-4", "2:4"),
+        (["--passes", "permute-channels,group-blocks,sparse-2-4"], "group-blocks", "2:4"),
+        (["--passes", "permute-channels,sparse-2-4"], "sparse-2-4", "2:4"),
+        (["--set", "sparse-2-4.force=magnitude"], "sparse-2-4", "2:4"),
+        (
+            ["--set", "sparse-2-4.force=magnitude", "--set", "sparse-2-4.pattern=1:4"],
+            "sparse-2-4",
+            "1:4",
+        ),
+        (["--set", "permute-channels.purpose=sparse-2-4"], "sparse-2-4", "2:4"),
+    ],
+)
+def test_channels_are_put_in_order_for_what_follows(
+    run, network, tmp_path, monkeypatch, given, purpose, pattern
+):
+    made = []
+
+    class Told(passes.PermuteChannels):
+        def call(self, model):
+            made.append((self.purpose, self.pattern))
+            return super().call(model)
+
+    builtin = tuple(Told if each is passes.PermuteChannels else each for each in passes.BUILTIN)
+    monkeypatch.setattr(passes, "BUILTIN", builtin)
+    optimize(run, network, tmp_path / "out", "--no-profile", *given)
+    assert set(made) == {(purpose, pattern)}
+
+
+@pytest.mark.parametrize(
     ("one", "forty", "expected"),
     [(0.499, 0.6, "as is"), (0.45, 0.6, "repeat times=1"), (0.45, 0.3, "repeat times=40")],
 )
