@@ -129,14 +129,17 @@ def _small_model() -> tuple[bytes, dict[str, np.ndarray], np.ndarray]:
     """A convolution of one pixel, as ONNX; an input of it and the output."""
     import onnx_ir as ir
 
+    from passes import weights
+
     dice = np.random.default_rng(0)
     weight = dice.standard_normal((16, SHAPE[1], 1, 1)).astype(np.float32)
     x = ir.Value(name="x", shape=ir.Shape(SHAPE), type=ir.TensorType(ir.DataType.FLOAT))
-    kernel = ir.Value(name="w", const_value=ir.tensor(weight, name="w"))
-    node = ir.node("Conv", [x, kernel], name="conv")
+    graph = ir.Graph([x], [], nodes=[], opset_imports={"": 17})
+    node = ir.node("Conv", [x, weights.new_initializer(graph, "w", weight)], name="conv")
+    graph.append(node)
     y = node.outputs[0]
     y.name, y.shape, y.type = "y", ir.Shape((1, 16, *SHAPE[2:])), x.type
-    graph = ir.Graph([x], [y], nodes=[node], initializers=[kernel], opset_imports={"": 17})
+    graph.outputs.append(y)
     model = ir.serde.serialize_model(ir.Model(graph, ir_version=8)).SerializeToString()
     data = dice.standard_normal(SHAPE).astype(np.float32)
     return model, {"x": data}, np.einsum("oi,nihw->nohw", weight[:, :, 0, 0], data)
