@@ -134,7 +134,7 @@ def _small_model() -> tuple[bytes, dict[str, np.ndarray], np.ndarray]:
     dice = np.random.default_rng(0)
     weight = dice.standard_normal((16, SHAPE[1], 1, 1)).astype(np.float32)
     x = ir.Value(name="x", shape=ir.Shape(SHAPE), type=ir.TensorType(ir.DataType.FLOAT))
-    graph = ir.Graph([x], [], nodes=[], opset_imports={"": 17})
+    graph = ir.Graph([x], [], nodes=[], opset_imports={"": 17}, name="trial")
     node = ir.node("Conv", [x, weights.new_initializer(graph, "w", weight)], name="conv")
     graph.append(node)
     y = node.outputs[0]
