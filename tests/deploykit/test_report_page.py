@@ -30,7 +30,7 @@ NUMBER = re.compile(
 
 NOT_SHOWN = re.compile(
     r"profile\.(samples|device)\.|layers\.\d+\.(shape|zero_inputs)|staircases\.\d+\.multiples|passes\.\d+\.options"
-    r"|ticket_layers\.\d+\.picture|block_layers\.\d+\.(picture|outlines|blocks)"
+    r"|ticket_layers\.\d+\.picture|block_layers\.\d+\.(picture|outlines|blocks)|engine\.shapes\."
 )
 """Numbers of the document that are drawn as a whole, or that the page has no use for."""
 

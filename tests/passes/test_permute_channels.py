@@ -13,10 +13,9 @@ from hypothesis import strategies as st
 
 import passes
 from passes import PermutePlan, PlanMismatch, targets
-from passes.analysis.channels import find_channels
-from passes.planners.lines import find_lines
 from tests import blocked, oracle, strategies
 from tests.graphs import Graph
+from tests.orders import draw_orders
 
 ANY_GROUP = dataclasses.replace(targets.TARGETS["generic"], group_multiple=1)
 
@@ -29,16 +28,6 @@ def tidied(proto):
 
 def copy_of(model):
     return oracle.from_proto(oracle.to_proto(model))
-
-
-def draw_orders(model, dice):
-    """A random order for every line of channels that the planner takes for one whose order can change."""
-    drawn = {}
-    for line in find_lines(find_channels(model))[0]:
-        order, free = np.arange(line.classes.size), np.flatnonzero(~line.frozen)
-        order[free] = dice.permutation(free)
-        drawn[line.name] = tuple(int(at) for at in order)
-    return drawn
 
 
 def carried_out(model, orders):

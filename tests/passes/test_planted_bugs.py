@@ -18,11 +18,11 @@ from hypothesis import strategies as st
 import passes
 from passes.analysis import matrices, walk
 from passes.analysis.axis_rules import elementwise, movement
-from passes.analysis.channels import find_channels
 from passes.lowerings import LOWERINGS
 from passes.lowerings.task import BlockedLayer
-from passes.planners import block_order, carrying
+from passes.planners import carrying
 from tests import blocked, oracle, strategies
+from tests.orders import draw_orders
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -177,11 +177,7 @@ def is_broken_in_order(pair: tuple[strategies.Case, Any]) -> bool:
     model = oracle.from_proto(case.proto)
     passes.Tidy()(model)
     try:
-        lines, _ = block_order._find_lines(find_channels(model))
-        dice = np.random.default_rng(seed)
-        for line in lines:
-            order = tuple(int(at) for at in dice.permutation(line.classes.size))
-            name = line.makers[0].outputs[0].name or ""
+        for name, order in draw_orders(model, np.random.default_rng(seed)).items():
             copy = oracle.from_proto(oracle.to_proto(model))
             with contextlib.suppress(passes.PlanMismatch):
                 passes.PermuteChannels(plan=passes.PermutePlan({name: order}))(copy)
