@@ -38,7 +38,7 @@ def search(magnitudes: np.ndarray[Any, Any], *, repaired: bool) -> dict[str, Any
 
     Args:
         magnitudes: shape `(rows, channels)`.
-        repaired: whether the modules get the `import time` that they lack.
+        repaired: whether the modules get the `import time` that they lack, from now on.
 
     Returns:
         the order and the seconds of CPU, or the error.
@@ -46,13 +46,10 @@ def search(magnitudes: np.ndarray[Any, Any], *, repaired: bool) -> dict[str, Any
     name = "apex.contrib.sparsity.permutation_search_kernels"
     with contextlib.redirect_stdout(io.StringIO()):
         package = importlib.import_module(name)
-    parts = ("call_permutation_search_kernels", "exhaustive_search", "channel_swap")
-    modules = [sys.modules[f"{name}.{part}"] for part in parts]
-    for module in modules:
-        if repaired:
+    modules = [module for key, module in sys.modules.items() if key.startswith(name)]
+    if repaired:
+        for module in modules:
             module.time = time  # type: ignore[attr-defined]
-        elif hasattr(module, "time"):
-            del module.time
     import torch
 
     began = time.thread_time()
