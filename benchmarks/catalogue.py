@@ -40,6 +40,7 @@ class Network:
         shapes: shape of the inputs whose shape is open, by name.
         below: integer inputs are drawn from 0 to this, exclusive.
         trained: whether the weights are real, and not to be rescaled unless they must.
+        make: gives the PyTorch module that it is exported from, and example inputs; None if there is none.
     """
 
     load: Load
@@ -47,6 +48,7 @@ class Network:
     shapes: Mapping[str, tuple[int, ...]] = dataclasses.field(default_factory=dict)
     below: int = 100
     trained: bool = False
+    make: Callable[[], tuple[Any, tuple[Any, ...]]] | None = None
 
 
 def names() -> tuple[str, ...]:
@@ -201,7 +203,7 @@ def _exported(name: str, make: Callable[[], tuple[Any, tuple[Any, ...]]]) -> Net
 
         return get
 
-    return Network(read(folded=True), read(folded=False))
+    return Network(read(folded=True), read(folded=False), make=make)
 
 
 def _export(module: Any, inputs: tuple[Any, ...], path: Path, *, folded: bool) -> None:

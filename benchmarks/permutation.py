@@ -60,8 +60,8 @@ NETWORKS = (
     "ppocr-rec",
     "ppocr-det",
 )
-TORCH = ("resnet18", "resnet50", "densenet121", "shufflenet_v2", "vit_b_16")
-"""Those that apex can be given as well."""
+IN_TORCH = ("resnet18", "resnet50")
+"""Those that are made without PyTorch, and are there as modules as well."""
 
 SECONDS = 10.0
 """The search of a network."""
@@ -225,11 +225,18 @@ def permute(name: str, options: argparse.Namespace) -> Row:
     }
     emitted(model)
     row["emitted"] = sum(kept == 1 for kept, _ in fits(model).values())
-    if options.apex is not None and name in TORCH:
-        from benchmarks import zoo
-
-        row["apex"] = apex.permuted_layers(zoo.build(name)[0])
+    if options.apex is not None and (network.make is not None or name in IN_TORCH):
+        row["apex"] = apex.permuted_layers(module_of(name, network))
     return row
+
+
+def module_of(name: str, network: catalogue.Network) -> Any:
+    """The PyTorch module of a network."""
+    if network.make is not None:
+        return network.make()[0]
+    from benchmarks import zoo
+
+    return zoo.build(name)[0]
 
 
 def error_of(proto: onnx.ModelProto, model: ir.Model, network: catalogue.Network) -> float:
