@@ -9,7 +9,9 @@ from __future__ import annotations
 import contextlib
 import importlib
 import io
+import os
 import sys
+import tempfile
 import time
 import types
 from typing import TYPE_CHECKING, Any
@@ -26,7 +28,8 @@ SPARSE = ("Conv1d", "Conv2d", "Conv3d", "Linear", "NonDynamicallyQuantizableLine
 
 
 def open_checkout(folder: Path) -> None:
-    """Make `apex.contrib.sparsity` importable."""
+    """Make `apex.contrib.sparsity` importable; what it would write into the working directory goes elsewhere."""
+    os.environ["APEX_ASP_CACHE_DIR"] = tempfile.mkdtemp()
     for name in PACKAGES:
         module = types.ModuleType(name)
         module.__path__ = [str(folder.joinpath(*name.split(".")))]

@@ -140,10 +140,16 @@ def measure(name: str, magnitudes: Array, options: argparse.Namespace) -> Row:
     search_order(columns, TWO_OF_FOUR, seconds=plain_s / 20, seed=1)
     pace = max(0.5, (time.thread_time() - began) / (plain_s / 20))
     for label, share in (("fifth", 1 / FRACTION), ("same", 1.0)):
-        budget = 0.95 * share * plain_s / pace
-        began = time.thread_time()
-        found = search_order(columns, TWO_OF_FOUR, seconds=budget)
-        row[f"{label}_s"] = time.thread_time() - began
+        budget = 0.9 * share * plain_s / pace
+        for _ in range(4):
+            began = time.thread_time()
+            found = search_order(columns, TWO_OF_FOUR, seconds=budget)
+            spent = time.thread_time() - began
+            if spent <= share * plain_s:
+                break
+            # The machine was slower meanwhile: with less, until it fits.
+            budget *= 0.8
+        row[f"{label}_s"] = spent
         row[label] = assignment.kept(magnitudes[:, found.order]) / total
         row[f"{label}_rounds"] = found.rounds
     if options.apex is not None and magnitudes.shape[1] == 64:
