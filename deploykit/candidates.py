@@ -101,6 +101,12 @@ class Step:
         """Whether it preserves the function, with these options."""
         return self.kind.is_exact_with(self.options)
 
+    @property
+    def is_for_sparsity(self) -> bool:
+        """Whether it puts channels in order for a pattern of zeros."""
+        told = {**self.surroundings, **self.options}
+        return self.name == ORDERING and told.get("purpose") == PURPOSES[0]
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Made:

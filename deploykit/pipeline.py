@@ -145,6 +145,14 @@ class Saved:
         """Whether a pass that was asked for changed what it computes."""
         return any(report.modified and not report.exact for report in self.reports)
 
+    @property
+    def is_ordered(self) -> bool:
+        """Whether channels were put in order for 2:4, which is only done for who asks: it helps training, or runs elsewhere."""
+        return any(
+            report.modified and step.is_for_sparsity
+            for step, report in zip(self.steps, self.reports, strict=True)
+        )
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Start:
@@ -716,8 +724,12 @@ def _decide(job: Job) -> Decision:
     chosen = next((saved for saved in job.forms if saved.form.name == choice.name), None)
     verdict = _verdict(job.start, chosen, measured)
     reason = choice.reason
-    if verdict == "unchanged" and chosen is not None and chosen.is_altered:
-        # Who asks for zeros, or for another type, gets them: what they are good for may run elsewhere.
+    if (
+        verdict == "unchanged"
+        and chosen is not None
+        and (chosen.is_altered or chosen.is_ordered)
+    ):
+        # Who asks for zeros, an order for them, or another type, gets them: what they are good for may run elsewhere.
         verdict = "changed"
         reason = "what was asked for was done, and it made nothing faster or smaller here"
         reason += "" if measured else "; nothing was measured"
@@ -914,9 +926,13 @@ def _report(job: Job, decided: Decision, work: Path) -> records.Report:
             "the outputs changed, and generated inputs say little of what that costs: give real ones with --inputs, and "
             "evaluate the model on your task"
         )
-    if is_written and shown.bytes > bytes_before:
+    if (
+        is_written
+        and shown.bytes > bytes_before
+        and shown.size.constant_bytes <= start.size.constant_bytes
+    ):
         warnings.append(
-            "the file is larger although its constants take fewer bytes: nodes and names were added"
+            "the file is larger although its constants are not: nodes, names and shapes were added"
         )
     final = decided.measured[-1] if decided.measured else None
     if final is not None and final.truncated:

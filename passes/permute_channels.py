@@ -9,6 +9,7 @@ channels, groups) keeps its order, with a Skip; nothing is ever put in between t
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, ClassVar, Final, Literal
 
@@ -49,7 +50,7 @@ class PermuteChannels(Pass):
         tell: called from time to time with the share of the search that is done.
 
     Raises:
-        ValueError: there is no such purpose or pattern, or no time.
+        ValueError: there is no such purpose, pattern or seed, or no time.
     """
 
     name = "permute-channels"
@@ -72,8 +73,11 @@ class PermuteChannels(Pass):
         if purpose not in PURPOSES:
             msg = f"channels are ordered for {' or '.join(PURPOSES)}, not for '{purpose}'"
             raise ValueError(msg)
-        if not seconds > 0:
-            msg = f"a search takes more than {seconds} seconds"
+        if not 0 < seconds < math.inf:
+            msg = f"'seconds' is a time to search for, above 0, not {seconds:g}"
+            raise ValueError(msg)
+        if seed < 0:
+            msg = f"'seed' is 0 or more, not {seed}"
             raise ValueError(msg)
         self.purpose = purpose
         self.plan = plan

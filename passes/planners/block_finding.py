@@ -5,12 +5,13 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Container, Mapping, Sequence
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 import numpy as np
 
 from passes.analysis.blocks import Blocks, find_blocks, fit_blocks, whole_block
 from passes.analysis.matrices import Layer, read_layers
+from passes.analysis.patterns import Pattern, obeys
 from passes.base import Skip
 
 if TYPE_CHECKING:
@@ -24,6 +25,13 @@ SPARSE = 0.1
 """Share of zeros from which on a layer is looked at: with fewer, blocks would cover nearly all of it."""
 SPARSE_GROUPS = 0.9
 """Share of a grouped convolution's weights that blocks may cover."""
+FINE: Final = Pattern.parse("2:4")
+"""The pattern of which rows of a small weight look alike by chance; its zeros are for sparse kernels, and no order may break it."""
+FINE_FILLED: Final = 0.75
+"""Share of blocks that is not zero, from which on a weight that obeys it has blocks all the same, of every other input say.
+Blocks around zeros that are scattered are little more than half full."""
+FINE_ROWS: Final = 4
+"""Rows that such blocks have on average, at least: around a single row there is always a full one."""
 
 
 class GivenBlock(Protocol):
@@ -88,6 +96,8 @@ def find_all_blocks(
         if isinstance(blocks, Blocks) and layer.groups > 1:
             # What is zero because of the groups saves nothing more.
             blocks = _within_groups(layer, blocks)
+        if isinstance(blocks, Blocks):
+            blocks = _unless_fine(layer, blocks)
         if not isinstance(blocks, Blocks) and layer.groups == 1 and layer.is_cropped:
             # All filters have the same shape, which is smaller than the kernel.
             blocks = whole_block(layer.rows, layer.columns)
@@ -128,3 +138,16 @@ def _within_groups(layer: Layer, blocks: Blocks) -> Blocks | str:
     if blocks.area * layer.groups > SPARSE_GROUPS:
         return "what is zero in it is zero because of its groups"
     return blocks
+
+
+def _unless_fine(layer: Layer, blocks: Blocks) -> Blocks | str:
+    """Blocks of a weight, if they are more than what zeros that obey 2:4 look like."""
+    held = layer.array
+    inside = sum(part.area for part in blocks.parts) * math.prod(layer.kernel)
+    filled = np.count_nonzero(held) / max(inside, 1)
+    is_dense = filled >= FINE_FILLED and layer.rows >= FINE_ROWS * len(blocks.parts)
+    if is_dense or held.shape[1] % FINE.group or not obeys(held, 1, FINE):
+        return blocks
+    if filled >= FINE_FILLED:
+        return f"its zeros obey {FINE}, which is for sparse kernels; blocks would be a few rows each"
+    return f"its zeros obey {FINE}, which is for sparse kernels; blocks would be {1 - filled:.0%} zeros"

@@ -120,6 +120,22 @@ def test_the_table_fits_a_terminal(dense, width):
     assert set(row[row.index("no") + 1 :]) <= set(notes)
 
 
+def test_an_order_that_was_asked_for_is_written(run, dense, tmp_path):
+    plan, out, again = tmp_path / "plan.json", tmp_path / "out", tmp_path / "again"
+    order = ("--passes", "permute-channels", "--save-plan", plan)
+    result = run("optimize", dense, "-o", out, "--no-profile", *order)
+    assert result.exit_code == 0, result.stderr
+    report = json.loads((out / "report.json").read_text())
+    assert (report["verdict"], report["validation"]["verdict"]) == ("changed", "equal")
+    assert "The outputs changed" not in result.stdout
+    before, after = weights_of(dense), weights_of(out / "model.onnx")
+    (orders,) = json.loads(plan.read_text())["passes"][0]["orders"]
+    np.testing.assert_array_equal(after["w2"], before["w2"][:, orders["order"]])
+    result = run("optimize", dense, "-o", again, "--no-profile", "--plan", plan)
+    assert result.exit_code == 0, result.stderr
+    assert (again / "model.onnx").read_bytes() == (out / "model.onnx").read_bytes()
+
+
 def test_forced_weights_are_written_and_the_change_is_shown(run, dense, tmp_path):
     out = tmp_path / "out"
     result = run("optimize", dense, "-o", out, "--no-profile", *FORCE, "--target", "tensorrt")

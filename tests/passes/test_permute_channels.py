@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 import passes
 from passes import PermutePlan, PlanMismatch, targets
+from passes.analysis.patterns import Pattern, sparsify
 from tests import blocked, oracle, strategies
 from tests.graphs import Graph
 from tests.orders import draw_orders
@@ -263,3 +264,36 @@ def test_what_is_to_be_kept_stays():
         passes.PermuteChannels(plan=plan, keep=(g.layers[0].weight,))(model)
     with pytest.raises(PlanMismatch, match="no node or tensor of that name"):
         passes.PermuteChannels(keep=("nobody",))(model)
+
+
+def test_zeros_that_obey_2_4_are_no_blocks_that_an_order_would_break():
+    g = Graph(seed=5)
+    hidden = g.add("Relu", [g.gemm(g.input("x", (2, 64)), 128)])
+    output = g.gemm(hidden, 32)
+    for layer in g.layers:
+        array = g.constants[layer.weight]
+        array[:] = sparsify(array, 1, Pattern(2, 4))
+    model = tidied(g.model(output))
+    before = oracle.to_proto(model)
+    report = passes.PermuteChannels(purpose="group-blocks")(model)
+    assert not report.modified
+    assert oracle.to_proto(model) == before
+    assert [
+        skip.subject
+        for skip in passes.GroupBlocks()(model).skips
+        if "its zeros obey 2:4" in skip.reason
+    ] == [g.layers[0].weight]
+
+
+def test_every_other_channel_obeys_2_4_and_is_a_block_all_the_same():
+    g = Graph(seed=6)
+    hidden = g.add("Relu", [g.gemm(g.input("x", (2, 32)), 32)])
+    output = g.gemm(hidden, 32)
+    array = g.constants[g.layers[1].weight]
+    array[:16, ::2] = array[16:, 1::2] = 0
+    model = tidied(g.model(output))
+    (order,) = passes.PermuteChannels(purpose="group-blocks")(model).plan.orders.values()
+    assert {tuple(at % 2 for at in half) for half in (order[:16], order[16:])} == {
+        (0,) * 16,
+        (1,) * 16,
+    }

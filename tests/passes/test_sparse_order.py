@@ -327,8 +327,10 @@ def test_the_plan_is_the_same_for_a_seed_and_can_be_carried_out_again():
     [
         ({"purpose": "luck"}, "ordered for sparse-2-4 or group-blocks, not for 'luck'"),
         ({"pattern": "4:2"}, "'4:2' is no pattern"),
-        ({"seconds": 0}, "more than 0 seconds"),
-        ({"seconds": float("nan")}, "more than nan seconds"),
+        ({"seconds": 0}, "above 0, not 0"),
+        ({"seconds": float("nan")}, "above 0, not nan"),
+        ({"seconds": float("inf")}, "above 0, not inf"),
+        ({"seed": -1}, "0 or more, not -1"),
     ],
 )
 def test_options_that_mean_nothing_are_refused(options, message):
