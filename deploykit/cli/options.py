@@ -220,6 +220,9 @@ def read_recipe(
     if given.get("compute_capability") is not None:
         parts = (part.strip() for part in given["compute_capability"].split(","))
         given["compute_capability"] = tuple(part for part in parts if part)
+        if not given["compute_capability"]:
+            msg = "--compute-capability names no GPU: give numbers such as 8.6,8.9, or leave it out."
+            raise UsageError(msg)
     for key in ("masks", "plan", "ticket"):
         if given.get(key) is not None:
             given[key] = str(given[key].resolve())

@@ -187,7 +187,9 @@ def plan_sparse_order(
         },
     )
     changes = [
-        Change(name, "channels, in another order", len(order), len(order))
+        Change(
+            name, f"channels, in another order: {plan.reasons[name]}", len(order), len(order)
+        )
         for name, order in plan.orders.items()
     ]
     return Ordering(plan, carried.replay, tuple(changes), tuple(skips))

@@ -187,6 +187,10 @@ def test_what_is_no_runtime_is_a_mistake(run, network, tmp_path):
     done = run("optimize", network, "-o", tmp_path / "out", "--compute-capability", "8.6")
     assert done.exit_code == 2
     assert "--engine tensorrt-rtx" in done.stderr
+    engine = ("--engine", "tensorrt-rtx", "--compute-capability", " , ")
+    done = run("optimize", network, "-o", tmp_path / "out", *engine)
+    assert done.exit_code == 2
+    assert "names no GPU" in done.stderr
 
 
 def test_claims_are_answers():

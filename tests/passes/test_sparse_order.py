@@ -62,6 +62,7 @@ def test_the_function_stays_and_the_pattern_keeps_no_less(case, seed):
     before = fits(model)
     report = passes.PermuteChannels(seconds=0.02, seed=seed)(model)
     assert report.exact
+    assert all("keeps more of '" in change.what for change in report.changes)
     after = fits(model)
     assert set(after) == set(before)
     assert total(after) >= total(before) * (1 - 1e-6)
