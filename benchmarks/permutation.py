@@ -232,7 +232,12 @@ def permute(name: str, options: argparse.Namespace) -> Row:
     emitted(model)
     row["emitted"] = sum(kept == 1 for kept, _ in fits(model).values())
     if options.apex is not None and (network.make is not None or name in IN_TORCH):
-        row["apex"] = apex.permuted_layers(module_of(name, network))
+        try:
+            module = module_of(name, network)
+        except (ImportError, OSError) as error:
+            row["apex"] = {"error": f"the module cannot be made here: {type(error).__name__}"}
+        else:
+            row["apex"] = apex.permuted_layers(module)
     return row
 
 
