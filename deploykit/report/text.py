@@ -22,6 +22,7 @@ from deploykit.report.wording import (
     latency_note,
     metrics_text,
     original_text,
+    pattern_text,
     ratio_text,
     reference_text,
     shown_warnings,
@@ -68,7 +69,11 @@ def render(report: Report, *, all_layers: bool = False) -> RenderableType:
         Text(verdict_sentence(report), style=STYLES[report.verdict]),
         *(
             Text(line)
-            for line in (original_text(report), metrics_text(report.source.ticket))
+            for line in (
+                original_text(report),
+                metrics_text(report.source.ticket),
+                pattern_text(report),
+            )
             if line
         ),
         Text(""),

@@ -34,6 +34,7 @@ __all__ = [
     "metrics_text",
     "original_text",
     "outcome_text",
+    "pattern_text",
     "ratio_text",
     "reference_text",
     "shown_warnings",
@@ -182,6 +183,21 @@ def original_text(report: Report) -> str:
     if report.source.ticket is None:
         return ""
     return "The original is the exported network with the ticket's masks in it."
+
+
+def pattern_text(report: Report) -> str:
+    """How many weights obey a pattern of zeros now; nothing where none does, or nobody looked."""
+    record = next((each for each in report.passes if each.name == "sparse-2-4"), None)
+    if record is None or not record.changes:
+        return ""
+    made = sum(change.before != change.after for change in record.changes)
+    count = len(record.changes)
+    pattern = record.options.get("pattern", "2:4")
+    obey = f"{count} weights obey" if count > 1 else "1 weight obeys"
+    if not made:
+        return f"{obey} {pattern}, as before."
+    which = "all" if made == count else str(made)
+    return f"{obey} {pattern}; {which} of them {'were' if made > 1 else 'was'} made to, by magnitude or by masks."
 
 
 def metrics_text(ticket: TicketRecord | None) -> str:

@@ -151,7 +151,9 @@ def judge(built: Built, model: Path | None, inspected: str | None) -> SparseVerd
 
     found, chosen = read_sparsity(line.text for line in built.log)
     return SparseVerdict(
-        eligible=None if model is None else eligible_nodes(model),
+        eligible=(
+            None if model is None else eligible_nodes(model, built.options.compute_capabilities)
+        ),
         found=found,
         chosen=chosen,
         tactics=None if inspected is None else sparse_tactics(read_engine_info(inspected)),

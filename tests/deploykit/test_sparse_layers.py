@@ -16,6 +16,7 @@ from deploykit.layers import compare
 from deploykit.recipe import Recipe
 from deploykit.report.eligibility_records import schema
 from deploykit.report.eligibility_text import render
+from deploykit.runtimes.eligible import eligible_nodes
 from deploykit.sparse_layers import inspect_sparse, lost_patterns
 from passes.analysis.patterns import Pattern, obeys, sparsify
 from tests import oracle
@@ -152,6 +153,9 @@ def test_forced_weights_are_written_and_the_change_is_shown(run, dense, tmp_path
         else:
             np.testing.assert_array_equal(after[name], array)
     assert "The outputs changed" in result.stdout
+    told = "2 weights obey 2:4; all of them were made to, by magnitude or by masks."
+    assert told in " ".join(result.stdout.split())
+    assert told in (out / "report.html").read_text()
 
 
 def test_what_obeys_comes_back_byte_for_byte(run, obeying, tmp_path):
@@ -246,3 +250,23 @@ def test_zeros_that_were_whole_channels_are_no_loss():
     rows = compare(*models)
     assert [row.obeys_2_4 for row in rows] == [False, True]
     assert lost_patterns(rows, models[1]) == ()
+
+
+@pytest.mark.parametrize(
+    ("capabilities", "eligible"),
+    [((), 2), (("7.5",), 0), (("7.5", "8.6"), 2), (("8.0",), 2), (("12.0",), 2)],
+)
+def test_gpus_without_sparse_kernels_have_no_eligible_layers(
+    run, dense, tmp_path, capabilities, eligible
+):
+    out = tmp_path / "out"
+    typed = (
+        "--passes",
+        "set-precision,sparse-2-4",
+        "--set",
+        "sparse-2-4.force=magnitude",
+        "--target",
+        "tensorrt",
+    )
+    run("optimize", dense, "-o", out, "--no-profile", *typed)
+    assert len(eligible_nodes(out / "model.onnx", capabilities)) == eligible
