@@ -9,5 +9,7 @@ Where things are, in the order in which a removal needs them:
   pools), `products` (matrix products), `scalars` and `zeros`; `arguments` and `operands` read constant inputs;
 - a plan is tried by a second walk (`walk.Replay`), which writes down the `edits` it needs;
 - `integers` and `sizes` evaluate the arithmetic of shapes for `passes.shapes`;
-- `sparsity` counts zeros, for reports.
+- `sparsity` counts zeros, for reports; `matrices` and `blocks` find dense blocks;
+- `reductions` says which constant a layer sums over and along which axis, `patterns` what N:M makes of an array, `fits` how each
+  weight stands to it, `eligibility` whether sparse kernels could take it.
 """
