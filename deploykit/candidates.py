@@ -227,15 +227,27 @@ def _followed(recipe: Recipe, name: str) -> tuple[tuple[str, str], ...]:
     """What a pass that orders channels is told about the one that it does so for.
 
     That is the first one that follows; or the pattern, where weights are to be forced into it.
+
+    Raises:
+        UsageError: there is no such pattern.
     """
+    from passes.analysis.patterns import Pattern
+
+    if name != ORDERING:
+        return ()
     names = recipe.pass_names
     followers = names[names.index(name) + 1 :]
     sparse = recipe.options.get(PURPOSES[0], {})
     purpose = next((each for each in followers if each in PURPOSES), PURPOSES[0])
     if PURPOSES[0] in followers and sparse.get("force"):
         purpose = PURPOSES[0]
-    pattern = sparse.get("pattern", "2:4")
-    return ("purpose", purpose), *([("pattern", str(pattern))] if name == ORDERING else [])
+    try:
+        pattern = str(Pattern.parse(str(sparse.get("pattern", "2:4"))))
+    except ValueError as error:
+        # Said of the option that is wrong, not of the pass that is told it.
+        msg = f"an option of '{PURPOSES[0]}' is wrong: {error}"
+        raise UsageError(msg) from error
+    return ("purpose", purpose), ("pattern", pattern)
 
 
 def left_out(steps: Sequence[Step]) -> tuple[str, ...]:

@@ -78,7 +78,7 @@ class Pattern:
         """
         found = re.fullmatch(r"(\d{1,3}):(\d{1,3})", text.strip())
         if found is None:
-            msg = f"'{text}' is no pattern: it is N:M, such as 2:4"
+            msg = f"'{text}' is no pattern: it is N:M, M up to {WIDEST}, such as 2:4"
             raise ValueError(msg)
         return cls(int(found[1]), int(found[2]))
 

@@ -250,6 +250,17 @@ def test_channels_are_put_in_order_for_what_follows(
     assert set(made) == {(purpose, pattern)}
 
 
+@pytest.mark.parametrize("wrong", ["4:2", "2", "2:1000000"])
+def test_a_wrong_pattern_is_that_of_the_pass_that_it_was_given_to(
+    run, network, tmp_path, wrong
+):
+    given = ("--no-profile", "--set", f"sparse-2-4.pattern={wrong}")
+    result = run("optimize", network, "-o", tmp_path / "out", *given)
+    assert result.exit_code == 2
+    assert f"an option of 'sparse-2-4' is wrong: '{wrong}' is no pattern" in result.stderr
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize(
     ("one", "forty", "expected"),
     [(0.499, 0.6, "as is"), (0.45, 0.6, "repeat times=1"), (0.45, 0.3, "repeat times=40")],

@@ -116,7 +116,7 @@ def test_many_layers_at_once_are_each_as_alone():
         ("3:2", False, "'3:2' is no pattern"),
         ("0:4", False, "'0:4' is no pattern"),
         ("4:4", False, "'4:4' is no pattern"),
-        ("two of four", False, "it is N:M, such as 2:4"),
+        ("two of four", False, "it is N:M, M up to 64, such as 2:4"),
         ("1:65", False, "at most 64"),
         ("4:8", True, "'4:8' has too many. Take 2:4, or leave --transposable out"),
     ],
