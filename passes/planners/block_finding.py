@@ -143,8 +143,9 @@ def _within_groups(layer: Layer, blocks: Blocks) -> Blocks | str:
 def _unless_fine(layer: Layer, blocks: Blocks) -> Blocks | str:
     """Blocks of a weight, if they are more than what zeros that obey 2:4 look like."""
     held = layer.array
-    inside = sum(part.area for part in blocks.parts) * math.prod(layer.kernel)
-    filled = np.count_nonzero(held) / max(inside, 1)
+    # By input channels, as blocks are found: a kernel may be smaller than the space that it has.
+    inside = sum(part.area for part in blocks.parts)
+    filled = np.count_nonzero(layer.support) / max(inside, 1)
     is_dense = filled >= FINE_FILLED and layer.rows >= FINE_ROWS * len(blocks.parts)
     if is_dense or held.shape[1] % FINE.group or not obeys(held, 1, FINE):
         return blocks
