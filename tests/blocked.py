@@ -158,9 +158,16 @@ class Draft:
         return np.random.default_rng(self.draw(st.integers(0, 2**16)))
 
 
-def padding(d: Draft, rank: int, kernel: Sequence[int]) -> dict[str, Any]:
+NUMBERED = ("even", "uneven", "NOTSET")
+"""Forms of padding that say it in numbers."""
+
+
+def padding(
+    d: Draft, rank: int, kernel: Sequence[int], *, in_numbers: bool = False
+) -> dict[str, Any]:
     """Attributes that pad a convolution, said in numbers or not."""
-    form = d.pick(["none", "even", "uneven", "SAME_UPPER", "SAME_LOWER", "VALID", "NOTSET"])
+    forms = ["none", "even", "uneven", "SAME_UPPER", "SAME_LOWER", "VALID", "NOTSET"]
+    form = d.pick([form for form in forms if not in_numbers or form in NUMBERED])
     if form == "none":
         return {}
     if form == "even":
@@ -173,11 +180,16 @@ def padding(d: Draft, rank: int, kernel: Sequence[int]) -> dict[str, Any]:
     return {"auto_pad": form}
 
 
-def conv_layer(d: Draft, kinds: Sequence[str]) -> str:
+def cropped_layer(d: Draft, kinds: Sequence[str]) -> str:
+    """A padded convolution with blocks, whose filters are zero in the same places."""
+    return conv_layer(d, kinds, is_cropped=True)
+
+
+def conv_layer(d: Draft, kinds: Sequence[str], *, is_cropped: bool = False) -> str:
     """A convolution with blocks of whole input channels, behind the input of the graph; what it computes."""
     g = d.g
     rank, groups = d.pick([2, 1, 3]), d.pick([1, 1, 1, 2, 4])
-    kernel = [d.pick([1, 3, 2]) for _ in range(rank)]
+    kernel = [d.pick([3, 2] if is_cropped else [1, 3, 2]) for _ in range(rank)]
     shapes = [d.draw(structures(kinds=kinds))]
     for _ in range(groups - 1):
         shapes.append(d.draw(structures(shapes[0].shape, kinds=kinds)))
@@ -191,7 +203,7 @@ def conv_layer(d: Draft, kinds: Sequence[str]) -> str:
         d.structure = Structure("grouped", parts, (groups * rows, groups * columns))
     else:
         d.structure = shapes[0]
-    attrs: dict[str, Any] = padding(d, rank, kernel)
+    attrs: dict[str, Any] = padding(d, rank, kernel, in_numbers=is_cropped)
     if d.flip():
         attrs["strides"] = [d.pick([2, 1, 3]) for _ in range(rank)]
     if d.flip() and not str(attrs.get("auto_pad", "")).startswith("SAME"):
@@ -210,7 +222,7 @@ def conv_layer(d: Draft, kinds: Sequence[str]) -> str:
     mask = np.broadcast_to(
         mask.reshape(mask.shape + (1,) * rank), g.constants[d.weight].shape
     ).copy()
-    if d.flip():
+    if is_cropped or d.flip():
         # Filters that are zero in the same places: a smaller window will do.
         axis = dice.integers(rank) + 2
         line = [slice(None)] * mask.ndim
