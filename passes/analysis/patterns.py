@@ -28,6 +28,7 @@ __all__ = [
     "is_readable",
     "measure",
     "obeys",
+    "selected",
     "sparsify",
 ]
 

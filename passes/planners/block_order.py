@@ -19,7 +19,6 @@ from passes.analysis.axis_rules.contraction import Weighted
 from passes.base import Change, Skip
 from passes.lowerings.tape import is_run
 from passes.planners.lines import Line, Ordering, carry, find_lines
-from passes.plans import PermutePlan
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -102,25 +101,19 @@ def plan_block_order(channels: ChannelMap, found: Sequence[tuple[Layer, Blocks]]
         if (order != np.arange(order.size)).any():
             orders[next_one.line] = order
     carried = carry(channels, orders)
-    reasons = {
-        each.line.name: "blocks of "
-        + ", ".join(dict.fromkeys(f"'{wish.layer.name}'" for wish in each.wishes))
-        + " stand together"
-        for each in wanted
-        if each.line in carried.orders
-    }
-    plan = PermutePlan(
-        {line.name: tuple(int(at) for at in order) for line, order in carried.orders.items()},
-        reasons,
+    plan = carried.plan(
+        {
+            each.line: "blocks of "
+            + ", ".join(dict.fromkeys(f"'{wish.layer.name}'" for wish in each.wishes))
+            + " stand together"
+            for each in wanted
+        }
     )
     changes = [
         Change(name, "channels, in another order", len(order), len(order))
         for name, order in plan.orders.items()
     ]
-    skips = [
-        Skip(line.name, f"its channels stay in their order: {pin.reason}", pin.advice)
-        for line, pin in carried.conflicts.items()
-    ]
+    skips = list(carried.skips)
     skips += [
         Skip(
             layer.name, f"its outputs stay in their order: {refused[node].reason}", "keep them"

@@ -79,6 +79,25 @@ class Carried:
     orders: Mapping[Line, Array]
     conflicts: Mapping[Line, Pin]
 
+    def plan(self, reasons: Mapping[Line, str]) -> PermutePlan:
+        """The plan that asks for these orders.
+
+        Args:
+            reasons: what each of them is good for.
+        """
+        return PermutePlan(
+            {line.name: tuple(int(at) for at in order) for line, order in self.orders.items()},
+            {line.name: reasons[line] for line in self.orders},
+        )
+
+    @property
+    def skips(self) -> tuple[Skip, ...]:
+        """What keeps its order, because a node cannot follow."""
+        return tuple(
+            Skip(line.name, f"its channels stay in their order: {pin.reason}", pin.advice)
+            for line, pin in self.conflicts.items()
+        )
+
 
 def find_lines(channels: ChannelMap) -> tuple[list[Line], dict[ir.Node, Pin]]:
     """Lines whose order can change; and the nodes whose outputs cannot, with the reason."""

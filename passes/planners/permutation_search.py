@@ -23,6 +23,8 @@ import numpy as np
 from scipy.optimize import linear_sum_assignment
 from scipy.spatial.distance import cdist
 
+from passes.analysis.patterns import selected
+
 if TYPE_CHECKING:
     import numpy.typing as npt
 
@@ -240,7 +242,7 @@ class _Search:
         columns = self.columns
         if columns.shape[1] > ROWS_AT_ONCE:
             columns = columns[:, self.dice.integers(0, columns.shape[1], ROWS_AT_ONCE)]
-        limit = _last_of(columns[staying], self.pattern.kept)
+        limit = _largest(columns[staying], self.pattern.kept)[-1]
         arriving = columns[free]
         distance: Floats = cdist(limit, arriving, "cityblock")
         total: Floats = 0.5 * (distance + arriving.sum(axis=1, dtype=np.float64))
@@ -256,7 +258,7 @@ class _Search:
         steps = self._steps
         if steps.shape[1] > ROWS_AT_ONCE:
             steps = steps[:, self.dice.integers(0, steps.shape[1], ROWS_AT_ONCE)]
-        limit = np.ascontiguousarray(_last_of(steps[staying], self.pattern.kept).T)
+        limit = np.ascontiguousarray(_largest(steps[staying], self.pattern.kept)[-1].T)
         return self._step * _sums_of_larger(limit, np.ascontiguousarray(steps[free].T))
 
 
@@ -273,28 +275,14 @@ def _worth(columns: npt.NDArray[Any], groups: Ints, pattern: Pattern) -> Floats:
     return worth
 
 
-def _last_of(held: npt.NDArray[Any], count: int) -> npt.NDArray[Any]:
-    """The `count`-th largest of each row of each group; 0 where a group has fewer.
+def _largest(held: npt.NDArray[Any], count: int) -> list[npt.NDArray[Any]]:
+    """The largest members of each row of each group, the largest first, each of shape `(groups, rows)`.
 
     Args:
         held: shape `(groups, members, rows)`.
-        count: how many.
+        count: how many, no more than there are members.
     """
-    return _largest(held, count)[-1]
-
-
-def _largest(held: npt.NDArray[Any], count: int) -> list[npt.NDArray[Any]]:
-    """The largest members of each row of each group, the largest first, each of shape `(groups, rows)`."""
-    rest = [held[:, index] for index in range(held.shape[1])]
-    found = []
-    for _ in range(count):
-        best, others = rest[0], []
-        for other in rest[1:]:
-            others.append(np.minimum(best, other))
-            best = np.maximum(best, other)
-        found.append(best)
-        rest = others
-    return found
+    return selected(held.swapaxes(0, 1), count, np.maximum, np.minimum)
 
 
 def _sums_of_larger(one: npt.NDArray[np.uint8], other: npt.NDArray[np.uint8]) -> Floats:

@@ -11,6 +11,7 @@ obeys already.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
@@ -21,7 +22,6 @@ from passes.analysis.fits import Candidate, find_candidates
 from passes.base import Change, Skip
 from passes.planners.lines import Line, Ordering, carry, find_lines
 from passes.planners.permutation_search import kept, search_order, seconds_of_round
-from passes.plans import PermutePlan
 
 if TYPE_CHECKING:
     from passes.analysis.channels import ChannelMap
@@ -43,11 +43,13 @@ class _Reader:
         name: of the weight.
         groups: for each group of the pattern the places of its channels in the line, shape `(groups, M)`.
         columns: float32, magnitudes by place in the line, shape `(channels, rows)`; zeros at places that are in no group.
+        pattern: N:M.
     """
 
     name: str
     groups: Array
     columns: Array
+    pattern: Pattern
 
     def of(self, groups: Array) -> Array:
         """Its columns, with zeros at places that it does not put together in the groups given."""
@@ -58,14 +60,24 @@ class _Reader:
         found: Array = np.where(is_shared[:, None], self.columns, np.float32(0))
         return found
 
-    def kept(self, order: Array, pattern: Pattern) -> float:
+    def kept(self, order: Array) -> float:
         """Magnitude that the pattern keeps when the channels stand in an order."""
-        return kept(self.columns[order[self.groups.ravel()]], pattern)
+        return kept(self.columns[order[self.groups.ravel()]], self.pattern)
 
-    @property
+    @functools.cached_property
+    def before(self) -> float:
+        """Magnitude that it keeps as they stand."""
+        return self.kept(np.arange(len(self.columns)))
+
+    @functools.cached_property
     def magnitude(self) -> float:
         """Of everything."""
         return float(self.columns.sum(dtype=np.float64))
+
+    @property
+    def obeys(self) -> bool:
+        """Whether the pattern takes nothing from it."""
+        return self.before >= self.magnitude * (1 - GAIN)
 
 
 @dataclasses.dataclass(eq=False)
@@ -94,14 +106,6 @@ class _Task:
             taken[groups] = True
             found.append(groups)
         return np.concatenate(found)
-
-    def obeys(self, pattern: Pattern) -> bool:
-        """Whether the pattern takes nothing from what reads the line."""
-        same = np.arange(self.line.classes.size)
-        return all(
-            reader.kept(same, pattern) >= reader.magnitude * (1 - GAIN)
-            for reader in self.readers
-        )
 
     def matrices(self) -> Iterator[tuple[Array, Array, Array | None]]:
         """What is to be searched, one after the other: places in the line, magnitudes by place, and parts if there are several."""
@@ -136,7 +140,7 @@ def plan_sparse_order(
     """
     lines, refused = find_lines(channels)
     tasks, skips = _tasks(channels, lines, refused, pattern)
-    obeying = [task for task in tasks if task.obeys(pattern)]
+    obeying = [task for task in tasks if all(reader.obeys for reader in task.readers)]
     skips += [
         Skip(
             task.line.name,
@@ -171,20 +175,13 @@ def plan_sparse_order(
         else:
             skips.append(Skip(task.line.name, *reason))
     carried = carry(channels, wanted)
-    skips += [
-        Skip(line.name, f"its channels stay in their order: {pin.reason}", pin.advice)
-        for line, pin in carried.conflicts.items()
-    ]
-    done_tasks = [task for task in tasks if task.line in carried.orders]
-    plan = PermutePlan(
-        {line.name: tuple(int(at) for at in order) for line, order in carried.orders.items()},
+    plan = carried.plan(
         {
-            task.line.name: f"{pattern} keeps more of "
-            + ", ".join(
-                _told(reader, carried.orders[task.line], pattern) for reader in task.readers
-            )
-            for task in done_tasks
-        },
+            task.line: f"{pattern} keeps more of "
+            + ", ".join(_told(reader, orders[task.line]) for reader in task.readers)
+            for task in tasks
+            if task.line in carried.orders
+        }
     )
     changes = [
         Change(
@@ -192,29 +189,25 @@ def plan_sparse_order(
         )
         for name, order in plan.orders.items()
     ]
-    return Ordering(plan, carried.replay, tuple(changes), tuple(skips))
+    return Ordering(plan, carried.replay, tuple(changes), (*skips, *carried.skips))
 
 
-def _told(reader: _Reader, order: Array, pattern: Pattern) -> str:
+def _told(reader: _Reader, order: Array) -> str:
     """What an order does for a reader."""
     whole = reader.magnitude or 1.0
-    before = reader.kept(np.arange(order.size), pattern) / whole
-    return f"'{reader.name}' ({before:.2%} -> {reader.kept(order, pattern) / whole:.2%})"
+    return f"'{reader.name}' ({reader.before / whole:.2%} -> {reader.kept(order) / whole:.2%})"
 
 
 def _why_not(task: _Task, order: Array, pattern: Pattern) -> tuple[str, str] | None:
     """Why an order that was found is not taken, and what to do; None if it is."""
-    same = np.arange(order.size)
-    before = [reader.kept(same, pattern) for reader in task.readers]
-    after = [reader.kept(order, pattern) for reader in task.readers]
-    for reader, one, other in zip(task.readers, before, after, strict=True):
-        whole = reader.magnitude
-        if one >= whole * (1 - GAIN) > other:
+    after = [reader.kept(order) for reader in task.readers]
+    for reader, value in zip(task.readers, after, strict=True):
+        if reader.obeys and value < reader.magnitude * (1 - GAIN):
             return (
                 f"its channels stay in their order: '{reader.name}' obeys {pattern}, and would not any more",
                 "train all layers that read them together",
             )
-    if sum(after) <= sum(before) * (1 + GAIN):
+    if sum(after) <= sum(reader.before for reader in task.readers) * (1 + GAIN):
         return (
             f"no order was found in which {pattern} keeps more of what reads its channels",
             "search longer, or with another seed",
@@ -281,7 +274,7 @@ def _tasks(
             wide[places] = columns[positions]
             if places.size > pattern.group:
                 tasks[owner].readers.append(
-                    _Reader(candidate.name, places.reshape(-1, pattern.group), wide)
+                    _Reader(candidate.name, places.reshape(-1, pattern.group), wide, pattern)
                 )
     return [task for task in tasks if task.readers], skips
 
