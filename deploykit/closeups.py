@@ -14,10 +14,12 @@ import numpy as np
 
 from deploykit import one_file
 from deploykit.errors import DeploykitError
+from deploykit.profile import HERE, Place
 from deploykit.profile.engine_layers import map_layers, read_nodes
 from deploykit.profile.layer_times import profile_layers
 from deploykit.profile.staircase import find_places, sweep
 from deploykit.report.records import Layer, LayerTimeRow, Staircase
+from deploykit.runtimes import DEFAULT
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -65,6 +67,8 @@ def look(
     duration_s: float,
     progress: Callable[[str, float | None], None],
     runner: Runner | None = None,
+    place: Place = HERE,
+    runtime: str = DEFAULT,
 ) -> Closeups:
     """Time the layers of both models, and sweep the channels of the slowest.
 
@@ -80,37 +84,48 @@ def look(
         threads: threads of the sessions; None leaves the number to the runtime.
         duration_s: what the user is willing to wait for each model.
         progress: told what is going on.
-        runner: what runs the models; None is ONNX Runtime. Staircases are climbed in ONNX Runtime only.
+        runner: what runs the models on this machine; None is ONNX Runtime.
+        place: where they are timed.
+        runtime: what runs them elsewhere. Staircases are climbed in ONNX Runtime only.
     """
     warnings: list[str] = []
     times: tuple[LayerTimeRow, ...] = ()
-    progress("timing the layers", None)
-    try:
-        times = _layer_times(before, after, feeds, threads, min(PROFILE_S, duration_s), runner)
-    except DeploykitError as error:
-        warnings.append(f"no times of layers: {error}")
-    if runner is not None:
+    if place.is_local:
+        progress("timing the layers", None)
+        try:
+            times = _layer_times(
+                before, after, feeds, threads, min(PROFILE_S, duration_s), runner
+            )
+        except DeploykitError as error:
+            warnings.append(f"no times of layers: {error}")
+    else:
+        warnings.append(
+            f"no times of layers: they are timed on this machine only, and the models ran on {place.name}; "
+            "run 'deploykit profile --layers' there for them"
+        )
+    if runner is not None or runtime != DEFAULT:
         return Closeups(times, (), tuple(warnings))
     seconds = {row.name: row.before_s for row in times if row.before_s is not None}
     shapes = {name: array.shape for name, array in feeds.items()}
     staircases = []
-    for number, place in enumerate(find_places(layers, model, shapes, seconds=seconds or None)):
-        stage = f"trying channel counts of '{place.layer.node or place.layer.weight}'"
+    for number, spot in enumerate(find_places(layers, model, shapes, seconds=seconds or None)):
+        stage = f"trying channel counts of '{spot.layer.node or spot.layer.weight}'"
         progress(stage, 0.0)
         own = folder / f"staircase{number}"
         own.mkdir()
         try:
             found = sweep(
-                place,
-                as_is.get(place.layer.weight, place.after),
+                spot,
+                as_is.get(spot.layer.weight, spot.after),
                 own,
                 multiples=multiples,
                 threads=threads,
                 budget_s=min(SWEEP_S, duration_s),
                 progress=lambda done, stage=stage: progress(stage, done),  # type: ignore[misc]  # a default binds it
+                on=place,
             )
         except DeploykitError as error:
-            warnings.append(f"no staircase of '{place.layer.weight}': {error}")
+            warnings.append(f"no staircase of '{spot.layer.weight}': {error}")
         else:
             staircases.append(found)
     return Closeups(times, tuple(staircases), tuple(warnings))

@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from deploykit.errors import DeploykitError
-from deploykit.profile import Settings, measure
+from deploykit.profile import HERE, Place, Settings, measure
 from deploykit.profile.statistics import adds_enough
+from deploykit.runtimes import DEFAULT
 
 if TYPE_CHECKING:
     from deploykit.profile import Measurement, Ratio
@@ -37,7 +38,9 @@ class LayerChooser:
         settings: how long each layer is measured.
         progress: told what is going on, and how far it is.
         known: what was chosen, by the key of the layer; grows.
-        runner: what runs the layers; None is ONNX Runtime.
+        runner: what runs the layers on this machine; None is ONNX Runtime.
+        place: where they are measured.
+        runtime: what runs them elsewhere.
     """
 
     threads: int = 1
@@ -45,6 +48,8 @@ class LayerChooser:
     progress: Callable[[str, float | None], None] | None = None
     known: dict[str, Chosen] = dataclasses.field(default_factory=dict)
     runner: Runner | None = None
+    place: Place = HERE
+    runtime: str = DEFAULT
 
     def __call__(self, cases: Sequence[Case]) -> list[Chosen]:
         """The form of each layer."""
@@ -81,6 +86,8 @@ class LayerChooser:
                     threads=self.threads,
                     settings=self.settings,
                     runner=self.runner,
+                    place=self.place,
+                    runtime=self.runtime,
                 )
             except DeploykitError as error:
                 return Chosen(DENSE, f"its forms could not be measured: {error}", "")

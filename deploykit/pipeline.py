@@ -49,7 +49,7 @@ from deploykit.layer_choice import LayerChooser
 from deploykit.masks import apply_masks, read_masks
 from deploykit.opening import Opened, files_of, open_model, versions
 from deploykit.output_folder import OutputFolder
-from deploykit.profile import SCREENING, Measurement, Settings, Timings, device, measure
+from deploykit.profile import HERE, SCREENING, Measurement, Place, Settings, Timings, measure
 from deploykit.recipe import Recipe, to_toml
 from deploykit.report import html, records
 from deploykit.sparse_layers import lost_patterns
@@ -71,6 +71,7 @@ from deploykit.validate import (
 if TYPE_CHECKING:
     import onnx_ir as ir
 
+    from deploykit.profile.device import Device
     from deploykit.runtimes import Runner
     from passes.base import PassReport
     from passes.plans import Plan
@@ -107,6 +108,7 @@ class Request:
         settings: how long the final measurement is.
         screening: how long the one before it is.
         save_plan: file for what the passes cut and add.
+        place: where forms are measured.
     """
 
     source: Path
@@ -116,6 +118,7 @@ class Request:
     settings: Settings = dataclasses.field(default_factory=Settings)
     screening: Settings = SCREENING
     save_plan: Path | None = None
+    place: Place = HERE
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -275,9 +278,10 @@ def optimize(
     """
     began = time.perf_counter()
     recipe, saved = _settled(request.recipe)
-    target = find_target(recipe)
+    target = find_target(recipe, request.place)
     # What cannot run or build here says so before anything is done.
-    runner = runtimes.start(recipe.runtime) if recipe.profile else None
+    is_here = request.place.is_local
+    runner = runtimes.start(recipe.runtime) if recipe.profile and is_here else None
     if recipe.engine is not None:
         engine_output.check(recipe.engine, recipe.compute_capability)
     with (
@@ -292,7 +296,13 @@ def optimize(
             saved.check_source(recipe.plan, request.source, start.source.sha256)
         plans = {} if saved is None else saved.plans
         chooser = (
-            LayerChooser(recipe.threads, progress=progress, runner=runner)
+            LayerChooser(
+                recipe.threads,
+                progress=progress,
+                runner=runner,
+                place=request.place,
+                runtime=recipe.runtime,
+            )
             if recipe.profile and recipe.choose == "measure"
             else None
         )
@@ -477,8 +487,8 @@ def _told_by_the_runtime(path: Path, recipe: Recipe) -> Iterator[None]:
         raise
 
 
-def find_target(recipe: Recipe) -> Target:
-    """The target that a checked recipe names, or that of this machine."""
+def find_target(recipe: Recipe, place: Place = HERE) -> Target:
+    """The target that a checked recipe names, or that of the place where forms are measured."""
     from passes import targets
 
     if recipe.target is not None:
@@ -486,7 +496,10 @@ def find_target(recipe: Recipe) -> Target:
     # What is timed or built in the family of TensorRT is for a GPU, whatever CPU it is made on.
     if recipe.runtime in runtimes.ENGINES or recipe.engine is not None:
         return targets.TARGETS["tensorrt"]
-    return targets.detect()
+    if place.is_local:
+        return targets.detect()
+    there = place.describe()
+    return targets.choose(there.architecture, there.flags)
 
 
 def _start(asked: Path, recipe: Recipe, work: Path, progress: Progress) -> Start:
@@ -782,6 +795,8 @@ def _choose(
                 settings=settings,
                 progress=lambda done: job.progress(stage, done),
                 runner=job.runner,
+                place=job.request.place,
+                runtime=job.recipe.runtime,
             )
         )
         return measured[-1]
@@ -964,7 +979,11 @@ def _report(job: Job, decided: Decision, work: Path) -> records.Report:
         candidates=_candidate_records(job, decided),
         profile=None
         if final is None
-        else _profile_record(final, ORIGINAL if decided.form is None else shown.form.name),
+        else _profile_record(
+            final,
+            ORIGINAL if decided.form is None else shown.form.name,
+            job.request.place.describe(),
+        ),
         layers=compared,
         layer_times=seen.layer_times,
         staircases=seen.staircases,
@@ -1008,6 +1027,8 @@ def _look(
         duration_s=job.request.settings.duration_s,
         progress=job.progress,
         runner=job.runner,
+        place=job.request.place,
+        runtime=job.recipe.runtime,
     )
 
 
@@ -1056,7 +1077,7 @@ def _candidate_records(job: Job, decided: Decision) -> tuple[records.Candidate, 
     return tuple(rows)
 
 
-def _profile_record(final: Measurement, name: str) -> records.Profile:
+def _profile_record(final: Measurement, name: str, where: Device) -> records.Profile:
     rows = {
         each: records.LatencyRow(
             *(found.p50_s, found.p90_s, found.p95_s, found.p99_s), samples=found.samples
@@ -1078,7 +1099,7 @@ def _profile_record(final: Measurement, name: str) -> records.Profile:
         threads=final.threads,
         runtime=final.runtime,
         device={
-            **dataclasses.asdict(device.describe()),
+            **dataclasses.asdict(where),
             **({"gpu": ", ".join(final.providers)} if final.clock == "device" else {}),
         },
         samples={

@@ -18,15 +18,14 @@ import numpy as np
 import deploykit
 from deploykit import model_io
 from deploykit.errors import ModelError, UsageError
-from deploykit.profile import Measurement, Settings, device, measure
+from deploykit.profile import HERE, Measurement, Place, Settings, measure
 from deploykit.profile.advice import advise, advise_on_layers
 from deploykit.profile.engine_layers import map_layers, read_nodes
-from deploykit.profile.memory import memory_peak
 from deploykit.profile.statistics import find_outliers
 from deploykit.report import profile_records as records
 from deploykit.report.profile_wording import labels, speed_text
 from deploykit.report.records import LatencyRow
-from deploykit.runtimes import TensorSpec, start
+from deploykit.runtimes import DEFAULT, TensorSpec, start
 from deploykit.runtimes.onnxruntime import Session
 from deploykit.validate import FIRST_SIZES, find_inputs, load_inputs, resolve_shapes
 
@@ -66,6 +65,7 @@ class Request:
         runtime: what runs the models.
         settings: how long and how often it is measured.
         layers: whether the layers are timed, too.
+        place: where they are measured.
     """
 
     models: tuple[Path, ...]
@@ -77,6 +77,7 @@ class Request:
     runtime: str = "onnxruntime"
     settings: Settings = dataclasses.field(default_factory=Settings)
     layers: bool = False
+    place: Place = HERE
 
 
 def silent(stage: str, done: float | None = None) -> None:
@@ -93,14 +94,15 @@ def profile(request: Request, *, progress: Progress = silent) -> records.Profile
         RuntimeUnavailable: the runtime is not there.
     """
     began = time.perf_counter()
-    runner = start(request.runtime)
+    place = request.place
+    runner = start(request.runtime) if place.is_local else None
     names = labels(request.models)
     paths = dict(zip(names, request.models, strict=True))
     progress("reading the models")
     sources = {name: SourceFile.read(path) for name, path in paths.items()}
     feeds, warnings = find_feeds(request, names)
     progress("measuring", 0.0)
-    before = device.describe()
+    before = place.describe()
     measured = measure(
         paths,
         feeds,
@@ -108,14 +110,16 @@ def profile(request: Request, *, progress: Progress = silent) -> records.Profile
         settings=request.settings,
         progress=lambda done: progress("measuring", done),
         runner=runner,
+        place=place,
+        runtime=request.runtime,
     )
-    after = device.describe()
+    after = place.describe()
     warnings = [*warnings, *advise(measured, before, after)]
     memory: dict[str, int | None] = dict.fromkeys(names)
-    if runner is None:
+    if runner is None and request.runtime == DEFAULT:
         progress("measuring memory")
         memory = {
-            name: memory_peak(path, feeds, threads=request.threads)
+            name: place.memory_peak(path, feeds, threads=request.threads)
             for name, path in paths.items()
         }
     layers: dict[str, LayerProfile] = {}

@@ -9,10 +9,10 @@ from __future__ import annotations
 import dataclasses
 import pathlib
 import platform
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Final
 
-__all__ = ["TARGETS", "Rule", "SparseRules", "Target", "detect"]
+__all__ = ["TARGETS", "Rule", "SparseRules", "Target", "choose", "detect"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -245,15 +245,25 @@ def detect(cpuinfo: pathlib.Path = pathlib.Path("/proc/cpuinfo")) -> Target:
         cpuinfo: what the system says of its CPU. Where there is no such file, or it names no vector instructions,
             the result is `onnxruntime-cpu`, which suits all.
     """
-    if platform.machine().lower() in {"arm64", "aarch64"}:
-        return TARGETS["onnxruntime-cpu-arm64"]
     try:
         lines = cpuinfo.read_text(encoding="ascii", errors="replace").splitlines()
     except OSError:
-        return TARGETS["onnxruntime-cpu"]
+        lines = []
     flags = next(
         (line.split(":", 1)[-1].split() for line in lines if line.startswith("flags")), []
     )
+    return choose(platform.machine(), flags)
+
+
+def choose(architecture: str, flags: Collection[str]) -> Target:
+    """ONNX Runtime on a CPU that is known by what it can do.
+
+    Args:
+        architecture: its instruction set, as Python's `platform.machine` names it.
+        flags: its extensions, as Linux names them; where nothing is known of them the result is what suits all.
+    """
+    if architecture.lower() in {"arm64", "aarch64"}:
+        return TARGETS["onnxruntime-cpu-arm64"]
     # What the kernels of ONNX Runtime ask for; others of the AVX512 family come and go.
     if "avx512f" in flags:
         return TARGETS["onnxruntime-cpu-avx512"]

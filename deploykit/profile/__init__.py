@@ -1,11 +1,11 @@
-"""Measures models against each other on this machine.
+"""Measures models against each other, on this machine or on another one.
 
-`sampler` takes the samples and stands alone, `statistics` says what they mean, `device` what they were taken on.
+`sampler` takes the samples and stands alone, `place` is where it runs, `statistics` says what they mean, `device` what they
+were taken on.
 """
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
-from deploykit.errors import ModelError, UsageError
-from deploykit.profile import sampler
+from deploykit.errors import UsageError
+from deploykit.profile.place import CPU, HERE, Here, Place
 from deploykit.profile.statistics import (
     Clock,
     Latency,
@@ -26,16 +26,18 @@ from deploykit.profile.statistics import (
     stands,
     summarize,
 )
-from deploykit.runtimes.onnxruntime import Session
+from deploykit.runtimes import DEFAULT
 
 if TYPE_CHECKING:
     from deploykit.runtimes import Runner
 
 __all__ = [
+    "HERE",
     "SCREENING",
     "Clock",
     "Latency",
     "Measurement",
+    "Place",
     "Ratio",
     "Settings",
     "Timings",
@@ -126,9 +128,11 @@ def measure(
     baseline: str | None = None,
     threads: int | None = 1,
     settings: Settings | None = None,
-    providers: Sequence[str] = ("CPUExecutionProvider",),
+    providers: Sequence[str] = (CPU,),
     progress: Progress | None = None,
     runner: Runner | None = None,
+    place: Place = HERE,
+    runtime: str = DEFAULT,
 ) -> Measurement:
     """Time models against each other, all with the same inputs.
 
@@ -138,9 +142,11 @@ def measure(
         baseline: the model that ratios are relative to; None is the first.
         threads: threads that share the work of one operator; None leaves the number to the runtime.
         settings: how long and how often; None is the default.
-        providers: devices to run on.
+        providers: devices that ONNX Runtime uses on this machine.
         progress: called with the share of the work that is done, 0 to 1.
-        runner: what runs the models; None is ONNX Runtime, which alone heeds `threads` and `providers`.
+        runner: what runs the models on this machine; None is ONNX Runtime, which alone heeds `threads` and `providers`.
+        place: where they are measured.
+        runtime: what runs them elsewhere.
 
     Returns:
         all samples, and what they say.
@@ -148,7 +154,7 @@ def measure(
     Raises:
         UsageError: there is no model, or none named like the baseline.
         ModelError: a model does not run on these inputs.
-        RuntimeUnavailable: the runtime or a provider is not there.
+        RuntimeUnavailable: the place, the runtime or a provider is not there.
     """
     if not models:
         msg = "there is no model to measure"
@@ -159,23 +165,15 @@ def measure(
         msg = f"the baseline '{base}' is not among the models ({', '.join(names)})"
         raise UsageError(msg)
     settings = settings or Settings()
-    paths = [str(models[name]) for name in names]
-    # A model that does not run is reported by the module that knows the runtime's messages.
-    for path in paths:
-        _run_once(path, feeds, threads, providers, runner)
-    try:
-        result = sampler.sample(
-            paths,
-            feeds,
-            threads=threads,
-            providers=providers,
-            on_round=None if progress is None else lambda done, _: progress(done),
-            opener=None if runner is None else lambda model: runner.open(Path(model), feeds),
-            **dataclasses.asdict(settings),
-        )
-    except RuntimeError as error:
-        msg = f"measuring {', '.join(paths)} failed: {error}"
-        raise ModelError(msg) from error
+    where = Here(runner, tuple(providers)) if place.is_local else place
+    result = where.sample(
+        [models[name] for name in names],
+        feeds,
+        runtime=runtime,
+        threads=threads,
+        settings=settings,
+        progress=progress,
+    )
     samples = timings(result, names)
     if result["is_device"]:
         threads = None
@@ -195,29 +193,13 @@ def measure(
         clock=clock,
         clean_share=share,
         threads=threads,
-        runtime=str(result["runtime"]) if runner is None else runner.about,
+        runtime=str(result["runtime"]),
         providers=tuple(result["providers"]),
         settings=settings,
         truncated=bool(result["truncated"]),
         elapsed_s=float(result["elapsed_s"]),
         load_s={name: tuple(each) for name, each in zip(names, result["load_s"], strict=True)},
     )
-
-
-def _run_once(
-    path: str,
-    feeds: Mapping[str, Array],
-    threads: int | None,
-    providers: Sequence[str],
-    runner: Runner | None,
-) -> None:
-    """Run a model, so that one that does not is told of before anything is timed."""
-    if runner is not None:
-        with contextlib.closing(runner.open(Path(path), feeds)) as opened:
-            opened.run(None, feeds)
-        return
-    with Session(path, threads=threads, providers=providers) as session:
-        session.run(feeds)
 
 
 def timings(result: Mapping[str, Any], names: Sequence[str]) -> dict[str, Timings]:

@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
-from deploykit.profile import sampler
+from deploykit.profile import HERE, Settings, sampler
+from deploykit.profile import Place as MeasuringPlace
 from deploykit.report.records import Layer, Staircase
 from deploykit.runtimes.onnxruntime import Session
 
@@ -42,6 +43,9 @@ MOST_POINTS = 24
 FEWEST_POINTS = 8
 FEWEST_ROUNDS = 9
 REBUILDS = 3
+ONCE = Settings(warmup_s=0.0, duration_s=0.0, min_rounds=3, rebuilds=1, max_duration_s=60.0)
+"""A look at how long a run takes on a device: what goes there costs more than two runs."""
+
 NEAR = 4
 """Counts closer than this to one that matters are all tried."""
 
@@ -264,6 +268,7 @@ def sweep(
     threads: int | None = 1,
     budget_s: float = 2.0,
     progress: Callable[[float], None] | None = None,
+    on: MeasuringPlace = HERE,
 ) -> Staircase:
     """Time a layer at many channel counts, in turns.
 
@@ -275,6 +280,7 @@ def sweep(
         threads: threads of the sessions; None leaves the number to the runtime.
         budget_s: seconds that it may take; what takes longer per run is tried at fewer counts.
         progress: told the share of the work that is done, 0 to 1.
+        on: where it is timed.
 
     Raises:
         ModelError: the layer does not run by itself.
@@ -285,7 +291,7 @@ def sweep(
     feeds = _feeds(place)
     largest = folder / "largest.onnx"
     ir.save(build(place, place.before), largest)
-    once_s = _time_once(largest, feeds, threads)
+    once_s = _time_once(largest, feeds, threads, on)
     # A round runs every model twice (or for as long as the sampler lets it settle), most of them narrower than this.
     run_s = 0.75 * (max(once_s, sampler.SETTLE_S) + once_s)
     most = max(FEWEST_POINTS, min(MOST_POINTS, int(budget_s / FEWEST_ROUNDS / run_s)))
@@ -295,16 +301,18 @@ def sweep(
     paths = [folder / f"{count}.onnx" for count in counts]
     for count, path in zip(counts, paths, strict=True):
         ir.save(build(place, count), path)
-    taken = sampler.sample(
+    taken = on.sample(
         paths,
         feeds,
         threads=threads,
-        warmup_s=min(0.005, budget_s / 100),
-        duration_s=budget_s / len(counts),
-        min_rounds=FEWEST_ROUNDS,
-        rebuilds=REBUILDS,
-        max_duration_s=max(1.0, 2 * budget_s),
-        on_round=None if progress is None else lambda done, _: progress(done),
+        settings=Settings(
+            warmup_s=min(0.005, budget_s / 100),
+            duration_s=budget_s / len(counts),
+            min_rounds=FEWEST_ROUNDS,
+            rebuilds=REBUILDS,
+            max_duration_s=max(1.0, 2 * budget_s),
+        ),
+        progress=progress,
     )
     if progress is not None:
         progress(1.0)  # time may have run out before the last round
@@ -410,9 +418,15 @@ def _feeds(place: Place) -> dict[str, np.ndarray[Any, np.dtype[Any]]]:
 
 
 def _time_once(
-    path: Path, feeds: Mapping[str, np.ndarray[Any, np.dtype[Any]]], threads: int | None
+    path: Path,
+    feeds: Mapping[str, np.ndarray[Any, np.dtype[Any]]],
+    threads: int | None,
+    on: MeasuringPlace,
 ) -> float:
     """About how long a run takes: the best of three."""
+    if not on.is_local:
+        found = on.sample([path], feeds, threads=threads, settings=ONCE)
+        return min(float(each) for each in found["wall_s"][0])
     taken = []
     with Session(path, threads=threads) as session:
         session.run(feeds)
