@@ -14,16 +14,25 @@ How it measures, and why:
 * what may have disturbed a run is noted beside it: how often the thread lost its core, and pages that were not there.
 
 A job with `"memory": true` measures something else: how much memory one model needs, in a process that does nothing else.
+A job `{"look": {"files": [...], "commands": {...}}}` measures nothing: it prints what the machine says of itself.
 """
 
 from __future__ import annotations
 
 import gc
+import glob
 import importlib
+import importlib.metadata
 import json
 import math
+import os
+import platform
 import random
+import shutil
+import signal
+import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -45,6 +54,24 @@ if TYPE_CHECKING:
 
 CPU = "CPUExecutionProvider"
 SETTLE_S = 0.0005
+
+PACKAGES = (
+    "onnxruntime",
+    "onnxruntime-gpu",
+    "tensorrt",
+    "tensorrt-rtx",
+    "numpy",
+    "onnx",
+    "onnx-ir",
+)
+TOOL_FOLDERS = ("/usr/sbin", "/sbin", "/usr/bin", "/bin", "/usr/local/bin", "/opt/vc/bin")
+"""Where tools lie that a shell without a login may not have on its path."""
+
+MOST_MATCHES, MOST_BYTES, MOST_IN_ALL = 1024, 1 << 16, 1 << 22
+"""What `look` reads at most: files of a pattern, bytes of a file or command, bytes in all."""
+
+WATCH_EVERY_S, WATCH_SHARE = 1.0, 0.005
+"""How often `sample` reads what it watches, and the share of the time that this may take."""
 
 DEFAULTS = {
     "threads": 1,
@@ -71,6 +98,7 @@ def sample(
     providers: Sequence[str] = (CPU,),
     on_round: Callable[[float, Record], None] | None = None,
     opener: Callable[[Source], Any] | None = None,
+    watch: Mapping[str, Any] | None = None,
 ) -> Record:
     """Time models against each other.
 
@@ -89,6 +117,8 @@ def sample(
             `record` a dict with the round's "rebuild", "order", "wall_s", "cpu_s", "switches" and "faults".
         opener: opens a model in another runtime, as something with the methods `run` and `get_providers` of a session of
             ONNX Runtime, and `device_s(inputs)` if it is to be timed by its device's clock; None is ONNX Runtime.
+        watch: "files", patterns of files that are read between rounds, about once a second, and "streams", commands
+            that write a line about as often and are run beside; None watches nothing.
 
     Returns:
         a dict: "rebuild" (one number a round), "wall_s" and "cpu_s" (a list for each model, one number a round, in
@@ -96,7 +126,9 @@ def sample(
         to be mapped or read; 0 where the system does not tell), "load_s" (a list for each model: seconds that opening
         it took, one number a rebuild), "cpu_clock" ("thread": time of the calling thread, which does all the work when `threads` is 1;
         "process" otherwise), "is_device" (whether "wall_s" is by the clock of the device),
-        "truncated" (whether `max_duration_s` cut it short), "elapsed_s", "providers", "runtime" and the settings.
+        "truncated" (whether `max_duration_s` cut it short), "elapsed_s", "providers", "runtime", the settings, and
+        "states": what was watched, a list of dicts with "at_s" (seconds since the beginning) and "files" (texts by path)
+        or "stream" (its first word) and "lines".
     """
     start = time.perf_counter()
     deadline = start + max_duration_s
@@ -113,6 +145,7 @@ def sample(
     used: list[str] = []
     was_collecting = gc.isenabled()
     gc.disable()
+    watcher = Watcher(watch or {}, start)
     try:
         for rebuild in range(rebuilds):
             if taken and time.perf_counter() > deadline:
@@ -134,6 +167,7 @@ def sample(
                 record["rebuild"] = rebuild
                 taken.append(record)
                 rounds += 1
+                watcher.take()
                 spent_s = time.perf_counter() - begun
                 if on_round is not None:
                     here = min(rounds / rounds_each, spent_s / budget_each_s, 1.0)
@@ -145,6 +179,7 @@ def sample(
             del sessions, session
             gc.collect()
     finally:
+        watcher.stop()
         if was_collecting:
             gc.enable()
     return {
@@ -163,6 +198,7 @@ def sample(
         "threads": threads,
         "rebuilds": rebuilds,
         "seed": seed,
+        "states": watcher.states,
     }
 
 
@@ -217,6 +253,270 @@ def measure_memory(
     return {"before_bytes": before, "peak_bytes": _most_memory()}
 
 
+class Watcher:
+    """Notes what a machine says of itself while models are timed, and keeps out of their way.
+
+    Files are read between rounds. Commands that write lines run beside, and what they wrote is taken between rounds.
+
+    Args:
+        watch: "files" (patterns) and "streams" (commands), see `sample`.
+        start: the time that states are counted from, by `time.perf_counter`.
+
+    Attributes:
+        states: what was noted.
+    """
+
+    def __init__(self, watch: Mapping[str, Any], start: float) -> None:
+        self.states: list[Record] = []
+        self._start = start
+        self._paths = _matches(watch.get("files", ()), "/")
+        self._next = 0.0
+        self._streams: list[tuple[str, Any]] = []
+        self._rest: dict[str, bytes] = {}
+        for argv in watch.get("streams", ()):
+            process = _start_stream(argv)
+            if process is not None:
+                self._streams.append((argv[0], process))
+                self._rest[argv[0]] = b""
+
+    def take(self, *, is_last: bool = False) -> None:
+        """Note the state, unless that was done a moment ago."""
+        if not (self._paths or self._streams):
+            return
+        now = time.perf_counter()
+        if now < self._next and not is_last:
+            return
+        at_s = round(now - self._start, 3)
+        texts = {path: _first_bytes(path, 256) for path in self._paths}
+        found = {path: text.strip() for path, text in texts.items() if text is not None}
+        if found:
+            self.states.append({"at_s": at_s, "files": found})
+        for name, process in self._streams:
+            lines = self._lines(name, process)
+            if lines:
+                self.states.append({"at_s": at_s, "stream": name, "lines": lines})
+        # Sensors behind a slow bus are asked less often.
+        cost_s = time.perf_counter() - now
+        self._next = now + max(WATCH_EVERY_S, cost_s / WATCH_SHARE)
+
+    def stop(self) -> None:
+        """Take what is left, and end what runs beside."""
+        self.take(is_last=True)
+        for _, process in self._streams:
+            process.terminate()
+        for _, process in self._streams:
+            try:
+                process.wait(2.0)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+            process.stdout.close()
+        self._streams = []
+
+    def _lines(self, name: str, process: Any) -> list[str]:  # noqa: ANN401 - a process
+        """The whole lines that it wrote since the last time."""
+        try:
+            found = os.read(process.stdout.fileno(), MOST_BYTES)
+        except BlockingIOError:
+            return []
+        whole, _, self._rest[name] = (self._rest[name] + found).rpartition(b"\n")
+        return [line for line in whole.decode(errors="replace").splitlines() if line.strip()]
+
+
+def _start_stream(argv: Sequence[str]) -> Any:  # noqa: ANN401 - a process
+    """Start a command that goes on writing lines, which are read without waiting; None if it is not there."""
+    tool = _find_tool(argv[0])
+    if tool is None or not hasattr(os, "set_blocking") or os.name == "nt":
+        return None
+    try:
+        process: Any = subprocess.Popen(  # noqa: S603 - what the job says
+            [tool, *argv[1:]],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            env=_plain_environment(),
+        )
+    except OSError:
+        return None
+    os.set_blocking(process.stdout.fileno(), False)
+    return process
+
+
+def look(
+    files: Sequence[str],
+    commands: Mapping[str, Sequence[Sequence[str]]] | None = None,
+    *,
+    timeout_s: float = 5.0,
+    root: str = "/",
+) -> Record:
+    """Say what this machine says of itself, as texts: what they mean is decided elsewhere.
+
+    Nothing is changed, nobody is asked, and no command gets more rights than this process has.
+
+    Args:
+        files: patterns of files, "/proc/meminfo" or "/sys/class/thermal/thermal_zone*/temp"; those that are not there
+            or cannot be read are left out.
+        commands: forms of a command by its name; the first form that works is kept. A form that begins with a number
+            never ends by itself: it is ended after so many lines.
+        timeout_s: seconds after which a command is ended.
+        root: where the files lie.
+
+    Returns:
+        a dict: "files" (texts by path), "commands" (by name: "code", None where it is not there or took too long, and
+        "text", with what it said on stderr), "architecture", "system", "release", "processor", "cores", "affinity" (cores
+        that this process may use), "python", "packages" (versions by name) and "load_average" (None where the system
+        does not tell).
+    """
+    texts: dict[str, str] = {}
+    taken = 0
+    prefix = root.rstrip("/")
+    for path in _matches(files, root):
+        text = _first_bytes(path, MOST_BYTES)
+        if text is not None and taken < MOST_IN_ALL:
+            taken += len(text)
+            texts[path[len(prefix) :]] = text
+    affinity = getattr(os, "sched_getaffinity", None)
+    cores = os.cpu_count() or 1
+    return {
+        "files": texts,
+        "commands": {
+            name: _first_that_works(forms, timeout_s)
+            for name, forms in (commands or {}).items()
+        },
+        "architecture": platform.machine(),
+        "system": platform.system(),
+        "release": platform.release(),
+        "processor": platform.processor(),
+        "cores": cores,
+        "affinity": len(affinity(0)) if affinity else cores,
+        "python": platform.python_version(),
+        "packages": _versions(),
+        "load_average": _load_average(),
+    }
+
+
+def _matches(patterns: Sequence[str], root: str) -> list[str]:
+    """Paths of the files that patterns name, in the order of the patterns."""
+    prefix = glob.escape(root.rstrip("/"))
+    found: dict[str, None] = {}
+    for pattern in patterns:
+        matching = sorted(glob.glob(prefix + pattern))  # noqa: PTH207 - patterns may be absolute
+        found.update(dict.fromkeys(matching[:MOST_MATCHES]))
+    return list(found)
+
+
+def _first_bytes(path: str, most: int) -> str | None:
+    """The beginning of a file; None if it cannot be read."""
+    try:
+        with open(path, "rb", buffering=0) as file:  # noqa: PTH123 - the quickest way
+            parts = []
+            while most > 0:
+                part = file.read(most)
+                # A sensor that is not ready gives None.
+                if not part:
+                    break
+                parts.append(part)
+                most -= len(part)
+    except OSError:
+        return None
+    return b"".join(parts).replace(b"\0", b"\n").decode("utf-8", errors="replace")
+
+
+def _first_that_works(forms: Sequence[Sequence[Any]], timeout_s: float) -> Record:
+    said: Record = {"code": None, "text": "it is not there"}
+    for form in forms:
+        lines, argv = (form[0], form[1:]) if isinstance(form[0], int) else (None, form)
+        tool = _find_tool(argv[0])
+        if tool is None:
+            continue
+        said = _run_command([tool, *argv[1:]], lines, timeout_s)
+        if said["code"] == 0:
+            break
+    return said
+
+
+def _run_command(argv: Sequence[str], most_lines: int | None, timeout_s: float) -> Record:
+    """Run a command, or its first lines; end it when its time is over."""
+    try:
+        process: Any = subprocess.Popen(  # noqa: S603 - what the job says
+            list(argv),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            env=_plain_environment(),
+            # What it starts itself is ended with it.
+            start_new_session=True,
+        )
+    except OSError as error:
+        return {"code": None, "text": str(error)}
+    late = threading.Event()
+
+    def end() -> None:
+        late.set()
+        _kill_group(process)
+
+    timer = threading.Timer(timeout_s, end)
+    timer.start()
+    lines: list[bytes] = []
+    try:
+        with process.stdout as output:
+            for line in output:
+                lines.append(line)
+                if len(lines) == most_lines or sum(map(len, lines)) > MOST_BYTES:
+                    _kill_group(process)
+                    break
+        code: int | None = process.wait()
+    finally:
+        timer.cancel()
+    text = b"".join(lines)[:MOST_BYTES].decode("utf-8", errors="replace")
+    if len(lines) == most_lines:
+        return {"code": 0, "text": text}
+    if late.is_set():
+        return {
+            "code": None,
+            "text": f"it did not end within {timeout_s:g} s\n{text}",
+        }
+    return {"code": code, "text": text}
+
+
+def _kill_group(process: Any) -> None:  # noqa: ANN401 - a process
+    """End a process that leads a session, and what it started."""
+    try:
+        if hasattr(os, "killpg"):
+            os.killpg(process.pid, signal.SIGKILL)
+        else:
+            process.kill()
+    except OSError:
+        return
+
+
+def _find_tool(name: str) -> str | None:
+    """The path of a tool, which may lie where a shell without a login does not look."""
+    return shutil.which(name) or shutil.which(name, path=os.pathsep.join(TOOL_FOLDERS))
+
+
+def _plain_environment() -> dict[str, str]:
+    """English, and no library of ours pushed before theirs."""
+    return {**os.environ, "LANG": "C", "LC_ALL": "C"}
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for name in PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def _load_average() -> list[float] | None:
+    try:
+        return list(os.getloadavg())
+    except (AttributeError, OSError):
+        return None
+
+
 def _most_memory() -> int | None:
     """The most memory that this process ever held, in bytes."""
     try:
@@ -247,8 +547,11 @@ def main(arguments: Sequence[str]) -> int:
         sys.stderr.write("usage: python sampler.py job.json\n")
         return 2
     job = json.loads(Path(arguments[0]).read_text(encoding="utf-8"))
+    if "look" in job:
+        _print({"event": "end", **look(**job["look"])})
+        return 0
     is_memory = job.pop("memory", False)
-    unknown = sorted(set(job) - set(DEFAULTS) - {"models", "inputs", "providers"})
+    unknown = sorted(set(job) - set(DEFAULTS) - {"models", "inputs", "providers", "watch"})
     if unknown or "models" not in job or "inputs" not in job:
         sys.stderr.write(
             "a job has models, inputs and {}; not {}\n".format(", ".join(DEFAULTS), unknown)
