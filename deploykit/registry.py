@@ -16,6 +16,7 @@ import inspect
 import types
 import typing
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from deploykit.errors import UsageError
@@ -286,6 +287,8 @@ def _names_for_checkers(module: types.ModuleType | None) -> dict[str, Any]:
 def _reader(hint: Any) -> Any:  # noqa: ANN401 - a type form, and a callable for it
     """A function that reads a value of that type, or None if text cannot say it."""
     origin = typing.get_origin(hint)
+    if origin is Mapping and typing.get_args(hint) == (str, int):
+        return _counts
     if origin is typing.Literal:
         return _one_of(typing.get_args(hint))
     if origin in {typing.Union, types.UnionType}:
@@ -310,6 +313,15 @@ def _integer(value: object) -> int:
     if isinstance(value, bool):
         raise TypeError(value)
     return int(str(value))
+
+
+def _counts(value: object) -> dict[str, int]:
+    """Numbers by name: as a recipe holds them, or the file that holds them."""
+    if isinstance(value, Mapping):
+        return {str(name): _integer(number) for name, number in value.items()}
+    from deploykit.channel_counts import read
+
+    return dict(read(Path(str(value))).keep)
 
 
 def _one_of(choices: tuple[object, ...]) -> Any:  # noqa: ANN401 - a callable
@@ -354,6 +366,8 @@ def _kind_text(hint: Any) -> str:  # noqa: ANN401 - a type form
         return f"{_kind_text(typing.get_args(hint)[0])},..."
     if hint is type(None):
         return "none"
+    if origin is Mapping and typing.get_args(hint) == (str, int):
+        return "FILE"
     return str(getattr(hint, "__name__", hint))
 
 

@@ -38,6 +38,8 @@ class PruneChannels(Pass):
     Args:
         ratio: share of the channels to cut, above 0 and below 1.
         macs: share of the multiply-accumulates to come down to, above 0 and below 1; this or `ratio`.
+        counts: how many output channels to keep, by weight; this or `ratio` or `macs`. They are taken as they are, without
+            rounding or a largest share; weights that are not named keep theirs unless they are tied to one that is.
         scope: whether channels compete with those of all layers ("global"), or the same share goes everywhere ("layer").
         multiple: what counts are rounded to, per group for grouped convolutions; None: what the target likes.
         max_ratio: the largest share of a layer's channels that may go.
@@ -49,7 +51,7 @@ class PruneChannels(Pass):
         plan: prune what it lists, and nothing else, whatever the other options say.
 
     Raises:
-        ValueError: an option is out of its range, or neither or both of `ratio` and `macs` are given.
+        ValueError: an option is out of its range, or not just one of `ratio`, `macs` and `counts` is given.
     """
 
     name = "prune-channels"
@@ -62,6 +64,7 @@ class PruneChannels(Pass):
         *,
         ratio: float | None = None,
         macs: float | None = None,
+        counts: Mapping[str, int] | None = None,
         scope: Scope = "global",
         multiple: int | None = None,
         max_ratio: float = 0.9,
@@ -72,8 +75,12 @@ class PruneChannels(Pass):
         target: Target | None = None,
         plan: ChannelPlan | None = None,
     ) -> None:
-        if plan is None and (ratio is None) == (macs is None):
-            msg = "how much? Give either 'ratio' (a share of the channels to cut) or 'macs' (a share of the multiply-accumulates to keep)"
+        given = [each for each in (ratio, macs, counts) if each is not None]
+        if plan is None and len(given) != 1:
+            msg = (
+                "how much? Give either 'ratio' (a share of the channels to cut), 'macs' (a share of the multiply-accumulates "
+                "to keep), or 'counts' (the channels to keep of each weight)"
+            )
             raise ValueError(msg)
         for word, share in (("ratio", ratio), ("macs", macs)):
             if share is not None and not 0 < share < 1:
@@ -87,6 +94,7 @@ class PruneChannels(Pass):
             raise ValueError(msg)
         self.ratio = ratio
         self.macs = macs
+        self.counts = counts
         self.scope = scope
         self.multiple = multiple
         self.max_ratio = max_ratio
@@ -106,14 +114,18 @@ class PruneChannels(Pass):
 
         Raises:
             BudgetMissed: `macs` cannot be reached.
-            PlanMismatch: the plan lists a channel that cannot go.
+            PlanMismatch: the plan lists a channel that cannot go, or the counts are not of this model.
         """
         multiple = self.multiple or (self.target or targets.detect()).rounding
+        if self.counts is not None:
+            multiple = 1
         rules = Rules(self.scope, self.importance, multiple, self.max_ratio, self.whole)
         channels = find_channels(model, keep=self.keep)
         pruner = Pruner(channels, rules, fixed_sizes(model, channels.sizes, self.shapes or {}))
         if self.plan is not None:
             pruning = pruner.at_plan(self.plan, self.macs)
+        elif self.counts is not None:
+            pruning = pruner.at_counts(self.counts)
         elif self.macs is not None:
             pruning = pruner.at_macs(self.macs)
         else:

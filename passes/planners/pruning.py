@@ -26,6 +26,7 @@ from passes.base import Change, Skip
 from passes.errors import BudgetMissed, PlanMismatch
 from passes.planners import listing
 from passes.planners.cells import find_cells, grid_rows
+from passes.planners.counts import counts_of_groups
 from passes.planners.dead_channels import listed, weight_of
 from passes.planners.importance import find_importance
 from passes.planners.ties import Settlement, Ties
@@ -221,6 +222,19 @@ class Pruner:
             ratio: the share, above 0 and below 1; rounding and ties change it.
         """
         return self.finish(self.trial(ratio))
+
+    def at_counts(self, counts: Mapping[str, int]) -> Pruning:
+        """Prune to a number of channels for each weight; the least important ones go.
+
+        Args:
+            counts: output channels to keep, by weight; others keep theirs unless they are tied to one of these. The rules
+                should round to multiples of 1.
+
+        Raises:
+            PlanMismatch: the counts are not of this model, or contradict each other.
+        """
+        items = counts_of_groups(self.channels, self.groups, counts, self.held)
+        return self.finish(self.realise(tuple(float(count) for count in items), items))
 
     def at_plan(self, plan: ChannelPlan, share: float | None = None) -> Pruning:
         """Prune what a plan lists, and nothing else.
