@@ -27,8 +27,12 @@ def measured(monkeypatch):
     costs = {ORIGINAL: 1.0}
     calls = []
 
-    def measure(models, feeds, *, baseline, threads, settings, progress, runner):
+    def measure(
+        models, feeds, *, baseline, threads, settings, progress, runner, place, runtime
+    ):
         assert runner is None
+        assert place.is_local
+        assert runtime == "onnxruntime"
         calls.append((list(models), settings))
         for path in models.values():
             onnx.checker.check_model(str(path), full_check=True)
