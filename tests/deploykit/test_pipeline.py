@@ -81,7 +81,7 @@ def profile_layers(path, feeds, *, threads, duration_s):
     return LayerProfile(layers, 1.0, 1.0, 0.0)
 
 
-def sweep(place, as_is, folder, *, multiples, threads, budget_s, progress):
+def sweep(place, as_is, folder, *, multiples, threads, budget_s, progress, on):
     assert list(folder.iterdir()) == []
     progress(0.5)
     if place.layer.weight == "w2":
