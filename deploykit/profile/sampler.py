@@ -13,12 +13,22 @@ How it measures, and why:
 * wall time and processor time are both kept, and all samples are kept: what they mean is decided elsewhere;
 * what may have disturbed a run is noted beside it: how often the thread lost its core, and pages that were not there.
 
+What it prints are events, of which the last one says how it ended:
+
+* `{"event": "open", "model": I}`: it opens the model with that number; `"warm"`: it runs it untimed;
+* `{"event": "round", "done": SHARE, ...}`: a round was taken, with what `on_round` of `sample` is given;
+* `{"event": "end", ...}`: the result;
+* `{"event": "error", "kind": K, "text": T}`: there is none. K is "missing" (a package, "name"), "memory", "model" (the model
+  of the last "open" or "warm" does not run; "runtime" is the runtime's name and version). Where lines cannot be written the
+  exit code is 28.
+
 A job with `"memory": true` measures something else: how much memory one model needs, in a process that does nothing else.
 A job `{"look": {"files": [...], "commands": {...}}}` measures nothing: it prints what the machine says of itself.
 """
 
 from __future__ import annotations
 
+import errno
 import gc
 import glob
 import importlib
@@ -36,8 +46,6 @@ import threading
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
-
-import numpy as np
 
 try:
     import resource
@@ -70,6 +78,12 @@ TOOL_FOLDERS = ("/usr/sbin", "/sbin", "/usr/bin", "/bin", "/usr/local/bin", "/op
 MOST_MATCHES, MOST_BYTES, MOST_IN_ALL = 1024, 1 << 16, 1 << 22
 """What `look` reads at most: files of a pattern, bytes of a file or command, bytes in all."""
 
+DISK_FULL = 28
+"""Exit code where what is to be printed cannot be written."""
+
+FULL = (errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC))
+MOST_TEXT = 2000
+
 WATCH_EVERY_S, WATCH_SHARE = 1.0, 0.005
 """How often `sample` reads what it watches, and the share of the time that this may take."""
 
@@ -84,7 +98,7 @@ DEFAULTS = {
 }
 
 
-def sample(
+def sample(  # noqa: PLR0915 - one thing after the other
     models: Sequence[Source],
     inputs: Source | Mapping[str, Any],
     *,
@@ -99,6 +113,7 @@ def sample(
     on_round: Callable[[float, Record], None] | None = None,
     opener: Callable[[Source], Any] | None = None,
     watch: Mapping[str, Any] | None = None,
+    on_step: Callable[[str, int], None] | None = None,
 ) -> Record:
     """Time models against each other.
 
@@ -119,6 +134,8 @@ def sample(
             ONNX Runtime, and `device_s(inputs)` if it is to be timed by its device's clock; None is ONNX Runtime.
         watch: "files", patterns of files that are read between rounds, about once a second, and "streams", commands
             that write a line about as often and are run beside; None watches nothing.
+        on_step: called as on_step("open", index) before a model is opened, and as on_step("warm", index) before it runs
+            untimed.
 
     Returns:
         a dict: "rebuild" (one number a round), "wall_s" and "cpu_s" (a list for each model, one number a round, in
@@ -139,6 +156,7 @@ def sample(
     budget_each_s = max(duration_s * count / rebuilds, 1e-9)
     taken: list[Record] = []
     load_s: list[list[float]] = [[] for _ in models]
+    tell = on_step or _tell_nobody
     open_one = opener or (lambda model: open_session(model, threads, providers))
     is_device = False
     truncated = False
@@ -151,10 +169,11 @@ def sample(
             if taken and time.perf_counter() > deadline:
                 truncated = True
                 break
-            sessions = _open_all(models, open_one, dice, load_s)
+            sessions = _open_all(models, open_one, dice, load_s, tell)
             used = sessions[0].get_providers()
             is_device = hasattr(sessions[0], "device_s")
-            for session in sessions:
+            for index, session in enumerate(sessions):
+                tell("warm", index)
                 _warm_up(session, feeds, warmup_s)
             rounds = 0
             spent_s = 0.0
@@ -200,6 +219,11 @@ def sample(
         "seed": seed,
         "states": watcher.states,
     }
+
+
+def _tell_nobody(step: str, index: int) -> None:
+    """Who calls in process sees what happens by other means."""
+    del step, index
 
 
 def open_session(model: Source, threads: int | None, providers: Sequence[str] = (CPU,)) -> Any:  # noqa: ANN401 - a type of the runtime
@@ -344,7 +368,7 @@ def _start_stream(argv: Sequence[str]) -> Any:  # noqa: ANN401 - a process
 
 def look(
     files: Sequence[str],
-    commands: Mapping[str, Sequence[Sequence[str]]] | None = None,
+    commands: Mapping[str, Sequence[Sequence[Any]]] | None = None,
     *,
     timeout_s: float = 5.0,
     root: str = "/",
@@ -547,6 +571,18 @@ def main(arguments: Sequence[str]) -> int:
         sys.stderr.write("usage: python sampler.py job.json\n")
         return 2
     job = json.loads(Path(arguments[0]).read_text(encoding="utf-8"))
+    try:
+        return _carry_out(job)
+    except Exception as error:  # noqa: BLE001 - whatever a runtime raises is told to who gave the job
+        if isinstance(error, OSError) and error.errno in FULL:
+            return DISK_FULL
+        sys.stderr.write(f"{type(error).__name__}: {error}\n")
+        _print({"event": "error", **_describe(error)})
+        return 1
+
+
+def _carry_out(job: Record) -> int:
+    """Do what a job says; the exit code."""
     if "look" in job:
         _print({"event": "end", **look(**job["look"])})
         return 0
@@ -560,14 +596,30 @@ def main(arguments: Sequence[str]) -> int:
     if is_memory:
         options = {key: job[key] for key in ("threads", "providers") if key in job}
         for model in job["models"][:1]:
+            _print({"event": "open", "model": 0})
             _print({"event": "end", **measure_memory(model, job["inputs"], **options)})
         return 0
 
     def show(done: float, record: Record) -> None:
         _print({"event": "round", "done": round(done, 4), **record})
 
-    _print({"event": "end", **sample(**job, on_round=show)})
+    def step(what: str, index: int) -> None:
+        _print({"event": what, "model": index})
+
+    _print({"event": "end", **sample(**job, on_round=show, on_step=step)})
     return 0
+
+
+def _describe(error: Exception) -> Record:
+    """What went wrong, for who gave the job."""
+    text = f"{type(error).__name__}: {error}"[:MOST_TEXT]
+    if isinstance(error, ImportError):
+        return {"kind": "missing", "name": error.name or "", "text": text}
+    if isinstance(error, MemoryError):
+        return {"kind": "memory", "text": text}
+    loaded = sys.modules.get("onnxruntime")
+    version = "" if loaded is None else "onnxruntime " + str(loaded.__version__)
+    return {"kind": "model", "text": text, "runtime": version}
 
 
 def _print(document: Record) -> None:
@@ -578,6 +630,8 @@ def _print(document: Record) -> None:
 def _read(inputs: Source | Mapping[str, Any]) -> Feeds:
     if not isinstance(inputs, (str, Path)):
         return dict(inputs)
+    import numpy as np
+
     with np.load(str(inputs), allow_pickle=False) as arrays:
         return {name: arrays[name] for name in arrays.files}
 
@@ -587,6 +641,7 @@ def _open_all(
     open_one: Callable[[Source], Any],
     dice: random.Random,
     load_s: Sequence[list[float]],
+    tell: Callable[[str, int], None],
 ) -> list[Any]:
     """Open the models in a random order, so that none always gets the same place in memory.
 
@@ -595,6 +650,7 @@ def _open_all(
     order = dice.sample(range(len(models)), len(models))
     opened = {}
     for index in order:
+        tell("open", index)
         began = time.perf_counter()
         opened[index] = open_one(models[index])
         load_s[index].append(time.perf_counter() - began)

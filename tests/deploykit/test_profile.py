@@ -115,9 +115,14 @@ def test_the_sampler_stands_alone_and_prints_while_it_measures(tmp_path, write):
         command, capture_output=True, text=True, check=True, cwd=tmp_path
     )
     lines = [json.loads(line) for line in done.stdout.splitlines()]
-    assert [line["event"] for line in lines] == ["round"] * 4 + ["end"]
+    steps = [line for line in lines if line["event"] in {"open", "warm"}]
+    rounds = [line for line in lines if line["event"] == "round"]
+    assert [line["event"] for line in steps] == ["open", "open", "warm", "warm"] * 2
+    assert {line["model"] for line in steps[:2]} == {0, 1}
+    assert len(rounds) == 4
+    assert [line["event"] for line in lines].count("end") == 1
     assert lines[-1]["rebuild"] == [0, 0, 1, 1]
-    assert lines[-1]["wall_s"][1] == [line["wall_s"][1] for line in lines[:4]]
+    assert lines[-1]["wall_s"][1] == [line["wall_s"][1] for line in rounds]
     assert lines[-1]["cpu_clock"] == "thread"
     assert all(seconds > 0 for each in lines[-1]["wall_s"] for seconds in each)
 
@@ -131,9 +136,28 @@ def test_the_sampler_alone_measures_memory(tmp_path, write):
     done = subprocess.run(  # noqa: S603 - the file under test
         command, capture_output=True, text=True, check=True, cwd=tmp_path
     )
-    found = json.loads(done.stdout)
+    found = json.loads(done.stdout.splitlines()[-1])
     assert found["event"] == "end"
     assert found["peak_bytes"] is None or found["peak_bytes"] > found["before_bytes"] > 0
+
+
+def test_the_sampler_alone_says_what_went_wrong(tmp_path, write):
+    script = shutil.copy(sampler.__file__, tmp_path / "sampler.py")
+    np.savez(tmp_path / "in.npz", **feeds(512))
+    (tmp_path / "broken.onnx").write_bytes(b"no model")
+    job = {
+        "models": [str(write(512)), str(tmp_path / "broken.onnx")],
+        "inputs": str(tmp_path / "in.npz"),
+    }
+    (tmp_path / "job.json").write_text(json.dumps(job))
+    command = [sys.executable, "-I", script, str(tmp_path / "job.json")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)  # noqa: S603
+    *before, last = (json.loads(line) for line in done.stdout.splitlines())
+    assert done.returncode == 1
+    assert (last["event"], last["kind"]) == ("error", "model")
+    assert before[-1] == {"event": "open", "model": 1}
+    assert last["runtime"].startswith("onnxruntime ")
+    assert "broken.onnx" in last["text"]
 
 
 def test_a_bad_job_is_a_usage_error(tmp_path, capsys):
