@@ -1,0 +1,188 @@
+"""The JSON schema of recipes: that of the package, with the options of every pass that is installed."""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from importlib import resources
+from typing import Any, TypeAlias
+
+from deploykit import registry
+from deploykit.step.toml_lines import KeyPath
+
+__all__ = ["find_fault", "nearest", "schema", "to_json"]
+
+Schema: TypeAlias = dict[str, Any]
+
+TYPES = {
+    "string": "text in quotes",
+    "integer": "a whole number",
+    "number": "a number",
+    "boolean": "true or false",
+    "array": "an array, as [...]",
+    "object": "a table",
+}
+HOMES = {
+    **dict.fromkeys(("masks", "plan", "ticket", "model", "examples", "files"), "[inputs]"),
+    "inputs": "[inputs] as 'examples'",
+    "folder": "[output]",
+    "metric": "[accuracy]",
+    "on": "[[devices]]",
+    **dict.fromkeys(("duration", "warmup", "rebuilds"), "[measure]"),
+}
+"""Where keys belong that are easily put elsewhere."""
+
+
+def schema(*, with_passes: bool = True) -> Schema:
+    """The schema of a recipe, draft 2020-12.
+
+    Args:
+        with_passes: whether to fill in the options of passes, for editors; they are checked by the passes themselves.
+    """
+    text = resources.files("deploykit.step").joinpath("step.schema.json").read_text("utf-8")
+    found: Schema = json.loads(text)
+    if with_passes:
+        tables = found["properties"]["options"]
+        tables["additionalProperties"] = False
+        tables["properties"] = {
+            name: {
+                "type": "object",
+                "description": entry.summary,
+                "additionalProperties": False,
+                "properties": {
+                    option.name: _option_schema(option)
+                    for option in entry.options
+                    if option.is_settable
+                },
+            }
+            for name, entry in registry.all_passes().items()
+        }
+    return found
+
+
+def to_json() -> str:
+    """The schema as text, ending in a newline."""
+    return json.dumps(schema(), indent=1, ensure_ascii=False) + "\n"
+
+
+def find_fault(values: Mapping[str, object]) -> tuple[KeyPath, str] | None:
+    """The first thing that a recipe's form has wrong, where it is, and what to do; None if nothing.
+
+    What is missing is none: a recipe that others build on need not be whole.
+    """
+    import jsonschema
+
+    checker = jsonschema.Draft202012Validator(schema(with_passes=False))
+    errors = sorted(
+        checker.iter_errors(values), key=lambda error: [str(key) for key in error.absolute_path]
+    )
+    if not errors:
+        return None
+    return _told(errors[0])
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """Which of the known words was meant, as a sentence; else which there are."""
+    words = list(known)
+    close = difflib.get_close_matches(word, words, n=1, cutoff=0.6)
+    if close:
+        return f"Did you mean '{close[0]}'?"
+    return f"There are: {', '.join(words)}." if words else "There are none."
+
+
+def place_text(path: KeyPath) -> str:
+    """A table or key as it is written in a recipe."""
+    if not path:
+        return "a recipe"
+    if path[0] == "devices":
+        return "[[devices]]"
+    return f"[{'.'.join(str(key) for key in path)}]"
+
+
+def _told(error: Any) -> tuple[KeyPath, str]:  # noqa: ANN401 - jsonschema ships no types
+    path: list[str | int] = list(error.absolute_path)
+    name = f"'{path[-1] if path and isinstance(path[-1], str) else '.'.join(map(str, path))}'"
+    if len(path) > 1 and isinstance(path[-1], int):
+        name = f"each of '{path[-2]}'"
+    elif len(path) == 1 and isinstance(path[0], int):
+        name = "each of them"
+    value, given = error.instance, error.validator_value
+    match error.validator:
+        case "additionalProperties":
+            known = list(error.schema.get("properties", {}))
+            stray = next(key for key in value if key not in known)
+            return [*path, stray], _stray_text(path, stray, known)
+        case "required":
+            missing = next(key for key in given if key not in value)
+            return path, f"{place_text(path)} has no '{missing}'. Add it."
+        case "type":
+            if path == ["gates"] and isinstance(value, dict):
+                return path, (
+                    "gates are an array at the top of the recipe, before the first table, as "
+                    'gates = ["p95 <= 4 ms"], and no table [gates].'
+                )
+            if path == ["devices"]:
+                return path, 'devices are tables of their own: [[devices]] with on = "here".'
+            return path, f"{name} is {_shown(value)}, and has to be {TYPES[given]}."
+        case "enum":
+            return path, f"{name} cannot be {_shown(value)}. {nearest(str(value), given)}"
+        case "minimum":
+            return path, f"{name} must be at least {given}, not {value}."
+        case "maximum":
+            return path, f"{name} must be at most {given}, not {value}."
+        case "exclusiveMinimum":
+            return path, f"{name} must be above {given}, not {value}."
+        case "minLength" | "minItems":
+            return path, f"{name} is empty. Give a value, or leave it out."
+        case "pattern" if path[-1] == "name":
+            return path, (
+                f"the device cannot be called {_shown(value)}: a name begins with a letter or digit and holds these and "
+                "._@- only."
+            )
+        case _:
+            return path, f"{name} cannot be {_shown(value)}: {error.message}."
+
+
+def _stray_text(path: Sequence[str | int], stray: str, known: Sequence[str]) -> str:
+    where = place_text(path)
+    if stray in {"gates", "extends", "name"} and path:
+        return f"'{stray}' is in {where} here: keys of the whole recipe come before the first table. Move it to the top."
+    if stray == "rules" and list(path) == ["gates"]:
+        return 'gates are an array at the top of the recipe, as gates = ["p95 <= 4 ms"].'
+    if stray in HOMES and HOMES[stray] != where:
+        return f"{where} has no '{stray}': it goes to {HOMES[stray]}."
+    what = "key or table" if not path else "key"
+    return f"{where} has no {what} '{stray}'. {nearest(stray, known)}"
+
+
+def _shown(value: object) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, str):
+        return f"'{value}'"
+    if isinstance(value, list):
+        return "an array"
+    return "a table" if isinstance(value, dict) else str(value)
+
+
+def _option_schema(option: registry.OptionInfo) -> Schema:
+    """The schema of an option, from its type in words ("int", "carrier | bias-map", "str,...")."""
+    kinds = [kind.strip() for kind in option.kind.split("|")]
+    types: list[str] = []
+    words = []
+    plain = {"int": "integer", "float": "number", "bool": "boolean", "str": "string"}
+    for kind in kinds:
+        if kind in plain:
+            types.append(plain[kind])
+        elif kind.endswith(",...") or kind == "FILE":
+            types += ["array", "string"] if kind != "FILE" else ["object", "string"]
+        else:
+            words.append(kind)
+    found: Schema = {"description": option.help}
+    if option.default is not None:
+        found["description"] += f" Default: {option.default}."
+    choices: list[Schema] = [{"type": kind} for kind in dict.fromkeys(types)]
+    if words:
+        choices.append({"enum": words})
+    return {**found, **choices[0]} if len(choices) == 1 else {**found, "anyOf": choices}
