@@ -26,8 +26,13 @@ Kind: TypeAlias = Literal["time", "bytes", "number"]
 
 TIMES = {"us": 1e-6, "ms": 1e-3, "s": 1.0}
 SIZES = {
-    **{"B": 1.0, "KB": 1e3, "MB": 1e6, "GB": 1e9},
-    **{"KiB": 2.0**10, "MiB": 2.0**20, "GiB": 2.0**30},
+    "B": 1.0,
+    "KB": 1e3,
+    "MB": 1e6,
+    "GB": 1e9,
+    "KiB": 2.0**10,
+    "MiB": 2.0**20,
+    "GiB": 2.0**30,
 }
 UNITS: Mapping[Kind, Mapping[str, float]] = {"time": TIMES, "bytes": SIZES, "number": {}}
 OWN_UNIT: Mapping[Kind, str] = {"time": "s", "bytes": "B", "number": ""}
@@ -193,7 +198,7 @@ def check_together(gates: Sequence[Gate]) -> tuple[int, str] | None:
             upper, lower = pair
             if upper.operator[0] == lower.operator[0]:
                 continue
-            strict = "<" in {upper.operator} or ">" in {lower.operator}
+            strict = "=" not in upper.operator or "=" not in lower.operator
             if lower.limit > upper.limit or (strict and lower.limit == upper.limit):
                 return place, (
                     f"no figure can meet both '{other.text}' and '{gate.text}'. Change one of them."

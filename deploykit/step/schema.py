@@ -32,6 +32,11 @@ HOMES = {
     **dict.fromkeys(("duration", "warmup", "rebuilds"), "[measure]"),
 }
 """Where keys belong that are easily put elsewhere."""
+SHAPED = {
+    "gates": 'gates are an array at the top of the recipe, before the first table, as gates = ["p95 <= 4 ms"].',
+    "devices": 'devices are tables of their own, as [[devices]] with on = "here".',
+}
+"""What has another form than its name lets expect."""
 
 
 def schema(*, with_passes: bool = True) -> Schema:
@@ -101,55 +106,47 @@ def place_text(path: KeyPath) -> str:
 
 
 def _told(error: Any) -> tuple[KeyPath, str]:  # noqa: ANN401 - jsonschema ships no types
+    """Where an error of the checker is, and what to say of it."""
     path: list[str | int] = list(error.absolute_path)
-    name = f"'{path[-1] if path and isinstance(path[-1], str) else '.'.join(map(str, path))}'"
-    if len(path) > 1 and isinstance(path[-1], int):
-        name = f"each of '{path[-2]}'"
-    elif len(path) == 1 and isinstance(path[0], int):
-        name = "each of them"
     value, given = error.instance, error.validator_value
-    match error.validator:
-        case "additionalProperties":
-            known = list(error.schema.get("properties", {}))
-            stray = next(key for key in value if key not in known)
-            return [*path, stray], _stray_text(path, stray, known)
-        case "required":
-            missing = next(key for key in given if key not in value)
-            return path, f"{place_text(path)} has no '{missing}'. Add it."
-        case "type":
-            if path == ["gates"] and isinstance(value, dict):
-                return path, (
-                    "gates are an array at the top of the recipe, before the first table, as "
-                    'gates = ["p95 <= 4 ms"], and no table [gates].'
-                )
-            if path == ["devices"]:
-                return path, 'devices are tables of their own: [[devices]] with on = "here".'
-            return path, f"{name} is {_shown(value)}, and has to be {TYPES[given]}."
-        case "enum":
-            return path, f"{name} cannot be {_shown(value)}. {nearest(str(value), given)}"
-        case "minimum":
-            return path, f"{name} must be at least {given}, not {value}."
-        case "maximum":
-            return path, f"{name} must be at most {given}, not {value}."
-        case "exclusiveMinimum":
-            return path, f"{name} must be above {given}, not {value}."
-        case "minLength" | "minItems":
-            return path, f"{name} is empty. Give a value, or leave it out."
-        case "pattern" if path[-1] == "name":
-            return path, (
-                f"the device cannot be called {_shown(value)}: a name begins with a letter or digit and holds these and "
-                "._@- only."
-            )
-        case _:
-            return path, f"{name} cannot be {_shown(value)}: {error.message}."
+    if error.validator == "additionalProperties":
+        known = list(error.schema.get("properties", {}))
+        stray = next(key for key in value if key not in known)
+        return [*path, stray], _stray_text(path, stray, known)
+    if error.validator == "required":
+        missing = next(key for key in given if key not in value)
+        return path, f"{place_text(path)} has no '{missing}'. Add it."
+    if error.validator == "type" and len(path) == 1 and path[0] in SHAPED:
+        return path, SHAPED[str(path[0])]
+    return path, f"{_name(path)} {_fault_text(error.validator, value, given, error.message)}"
+
+
+def _fault_text(rule: str, value: object, given: Any, said: str) -> str:  # noqa: ANN401 - any JSON value
+    """What is wrong with a value, behind its name."""
+    texts = {
+        "type": lambda: f"is {_shown(value)}, and has to be {TYPES[given]}.",
+        "enum": lambda: f"cannot be {_shown(value)}. {nearest(str(value), given)}",
+        "minimum": lambda: f"must be at least {given}, not {value}.",
+        "maximum": lambda: f"must be at most {given}, not {value}.",
+        "exclusiveMinimum": lambda: f"must be above {given}, not {value}.",
+        "minLength": lambda: "is empty. Give a value, or leave it out.",
+        "minItems": lambda: "is empty. Give a value, or leave it out.",
+        "pattern": lambda: f"cannot be {_shown(value)}: it has to be of the form {given}.",
+    }
+    return texts.get(rule, lambda: f"cannot be {_shown(value)}: {said}.")()
+
+
+def _name(path: Sequence[str | int]) -> str:
+    """What a message calls a value."""
+    if path and isinstance(path[-1], int):
+        return f"each of '{path[-2]}'" if len(path) > 1 else "each of them"
+    return f"'{path[-1]}'" if path else "the recipe"
 
 
 def _stray_text(path: Sequence[str | int], stray: str, known: Sequence[str]) -> str:
     where = place_text(path)
     if stray in {"gates", "extends", "name"} and path:
         return f"'{stray}' is in {where} here: keys of the whole recipe come before the first table. Move it to the top."
-    if stray == "rules" and list(path) == ["gates"]:
-        return 'gates are an array at the top of the recipe, as gates = ["p95 <= 4 ms"].'
     if stray in HOMES and HOMES[stray] != where:
         return f"{where} has no '{stray}': it goes to {HOMES[stray]}."
     what = "key or table" if not path else "key"
