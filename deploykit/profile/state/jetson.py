@@ -83,10 +83,17 @@ def fastest_mode(config: str) -> PowerMode | None:
     """
     # MAXN_SUPER is faster than MAXN.
     return max(
-        (mode for mode in modes if mode.is_unlimited),
+        (mode for mode in _modes(config) if mode.is_unlimited),
         key=lambda mode: len(mode.name),
         default=None,
     )
+
+
+def _modes(config: str) -> list[PowerMode]:
+    listed = re.findall(
+        r"^\s*<\s*POWER_MODEL\s+ID=(\d+)\s+NAME=(\S+?)\s*>", config, re.MULTILINE
+    )
+    return [PowerMode(name, int(number)) for number, name in listed]
 
 
 def read_clocks(text: str) -> dict[str, Clock]:
