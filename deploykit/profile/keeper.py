@@ -168,6 +168,8 @@ def _start(sampler: Path, job: Path) -> Process:
             stdout=lines,
             stderr=errors,
             cwd=str(sampler.parent),
+            # What a runtime keeps for itself goes with the rest.
+            env={**os.environ, "XDG_CACHE_HOME": str(sampler.parent / "cache")},
             start_new_session=True,
         )
 

@@ -18,7 +18,7 @@ from deploykit.profile import sampler
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-__all__ = ["memory_peak"]
+__all__ = ["memory_peak", "save_inputs"]
 
 Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
 
@@ -50,7 +50,7 @@ def memory_peak(
     """
     with tempfile.TemporaryDirectory(prefix="deploykit-memory-") as folder:
         inputs = Path(folder) / "inputs.npz"
-        _save(inputs, feeds)
+        save_inputs(inputs, feeds)
         job = {
             "models": [str(Path(path).resolve())],
             "inputs": str(inputs),
@@ -75,7 +75,7 @@ def memory_peak(
     return int(found["peak_bytes"]) - int(found["before_bytes"])
 
 
-def _save(path: Path, feeds: Mapping[str, Array]) -> None:
+def save_inputs(path: Path, feeds: Mapping[str, Array]) -> None:
     """Write an .npz file. numpy.savez takes names as keywords, and an input may be called like one of its own."""
     with zipfile.ZipFile(path, "w") as archive:
         for name, array in feeds.items():

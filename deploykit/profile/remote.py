@@ -1,0 +1,489 @@
+"""Measures models on a device that is reached by SSH.
+
+What runs there is `sampler.py`, the same file that measures here. A run has one folder there, its workspace:
+
+    arrive: a script finds Python and a folder, writes sampler.py and keeper.py, and starts the keeper
+    sample: models and inputs go up, once by content -> jobs/N.json -> the keeper runs it -> jobs/N.jsonl is followed
+    leave:  a script ends the keeper, and removes the workspace
+
+The keeper hangs on no connection. When that breaks it is made anew and the file of samples is read on where it was left; when
+the host stays away, the device ends the run by itself.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import secrets
+import shlex
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import numpy as np
+
+from deploykit.errors import RuntimeUnavailable
+from deploykit.profile import arrival, failures, keeper, sampler
+from deploykit.profile.connection import Connection, ConnectionBroken, NoSpace, NotThere
+from deploykit.profile.memory import save_inputs
+from deploykit.profile.shipment import pack
+from deploykit.runtimes import DEFAULT
+
+if TYPE_CHECKING:
+    from types import TracebackType
+    from typing import Self
+
+    from deploykit.profile import Settings
+    from deploykit.profile.address import Host, Tell
+    from deploykit.profile.device import Device
+    from deploykit.profile.place import Share
+    from deploykit.profile.shipment import Shipment
+
+__all__ = ["RemotePlace"]
+
+Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
+Feeds: TypeAlias = Mapping[str, Array]
+Record: TypeAlias = dict[str, Any]
+
+LOOKED_AT = (
+    "/proc/cpuinfo",
+    "/proc/meminfo",
+    "/sys/devices/system/cpu/cpu0/cpufreq/*",
+    "/sys/devices/system/cpu/cpu0/thermal_throttle/*",
+    "/sys/class/power_supply/*/*",
+    "/sys/fs/cgroup/*.max",
+    "/sys/fs/cgroup/cpu.stat",
+    "/sys/fs/cgroup/cpu/cpu.*",
+    "/sys/fs/cgroup/memory/memory.limit_in_bytes",
+)
+
+PACKAGES = ("numpy", "onnxruntime", "tensorrt")
+"""What is looked for on a device; which of them a job needs depends on the runtime."""
+
+SPARE_BYTES = 4 << 20
+"""Room for samples, besides the models."""
+
+FIRST_LOOK_S, LAST_LOOK_S = 0.1, 1.0
+"""How often the samples are fetched: rarely once it goes on for long, because that takes time from what is measured."""
+
+QUIET_S = 15.0
+"""After so long without a line it is asked whether the keeper is still there."""
+
+LATE_S = 60.0
+"""What is waited for beyond the time after which the keeper should have given up itself."""
+
+
+def _silent(stage: str, done: float | None = None) -> None:
+    del stage, done
+
+
+class RemotePlace:
+    """A device, as a context manager: `Place`.
+
+    Args:
+        host: the device, and how it is used.
+        tell: told what is going on: connecting, uploading.
+
+    Attributes:
+        notes: what a user should know afterwards, in words.
+    """
+
+    def __init__(self, host: Host, *, tell: Tell | None = None) -> None:
+        self.host = host
+        self.notes: list[str] = []
+        self._tell = tell or _silent
+        self._token = secrets.token_hex(8)
+        self._link: Connection | None = None
+        self._there: Record = {}
+        self._jobs = 0
+        self._sent: set[str] = set()
+
+    @property
+    def name(self) -> str:
+        """What users call it."""
+        return self.host.name
+
+    @property
+    def is_local(self) -> bool:
+        """It is another machine."""
+        return False
+
+    # -- coming and going --------------------------------------------------------------------------
+
+    def __enter__(self) -> Self:
+        """Connect, and make a workspace there.
+
+        Raises:
+            RuntimeUnavailable: the device cannot be reached, or lacks what is needed.
+        """
+        self._tell(f"connecting to {self.name}", None)
+        self._link = Connection(self.host, self._tell)
+        try:
+            self._link.open()
+            self._arrive()
+        except BaseException:
+            self._leave()
+            raise
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """End what runs there, and remove the workspace."""
+        self._leave()
+
+    def _arrive(self) -> None:
+        link, host = self._connection, self.host
+        files = {
+            f"{module.__name__.rpartition('.')[2]}.py": Path(str(module.__file__)).read_text(
+                encoding="utf-8"
+            )
+            for module in (sampler, keeper)
+        }
+        script = arrival.arrive(
+            token=self._token,
+            base=host.folder,
+            files=files,
+            packages=PACKAGES,
+            lease_s=host.lease_s,
+            silent_s=host.timeout_s,
+        )
+        done = link.run(f"{_in_shell(host.python)} -", script=script)
+        found = arrival.read_answer(done.output)
+        if found is None:
+            raise failures.no_python(host, done)
+        if "problem" in found:
+            raise failures.no_workspace(host, found)
+        self._there = found
+        link.keep_writing(f"{found['folder']}/lease", min(15.0, host.lease_s / 5))
+
+    def _leave(self) -> None:
+        link, self._link = self._link, None
+        if link is None:
+            return
+        try:
+            if self._there:
+                self._clean(link)
+        finally:
+            self.notes += link.notes
+            link.close()
+            self._there = {}
+            self._sent.clear()
+
+    def _clean(self, link: Connection) -> None:
+        """End what runs there; a device that cannot be reached does it by itself."""
+        script = arrival.leave(token=self._token, base=self.host.folder)
+        why = ""
+        for wait_s in (0.5, 2.0, 0.0):
+            try:
+                done = link.run(f"{_in_shell(self.host.python)} -", script=script)
+            except RuntimeUnavailable as error:
+                why = str(error)
+                time.sleep(wait_s)
+                continue
+            found = arrival.read_answer(done.output)
+            left = [] if found is None else found["left"]
+            if found is not None and not left:
+                return
+            why = f"'{left[0]}' could not be removed." if left else done.errors.strip()
+            break
+        self.notes.append(
+            f"{self.name} could not be cleaned up: {why} What is in '{self._there['folder']}' there is removed by the device "
+            f"itself in {self.host.lease_s:g} s"
+        )
+
+    @property
+    def _connection(self) -> Connection:
+        if self._link is None:
+            msg = f"{self.name} is not connected: enter the place first"
+            raise RuntimeError(msg)
+        return self._link
+
+    # -- what a place does -------------------------------------------------------------------------
+
+    def describe(self) -> Device:
+        """The device as it is now: `Place.describe`."""
+        from deploykit.profile import device
+
+        # What it says of itself is read as if it lay here.
+        seen = self.run({"look": {"files": LOOKED_AT}})
+        with tempfile.TemporaryDirectory(prefix="deploykit-device-") as root:
+            for path, text in seen["files"].items():
+                file = Path(root) / path.lstrip("/")
+                file.parent.mkdir(parents=True, exist_ok=True)
+                file.write_text(text, encoding="utf-8")
+            found = device.describe(Path(root))
+        load = seen["load_average"]
+        return device.with_fingerprint(
+            dataclasses.replace(
+                found,
+                architecture=seen["architecture"],
+                cores=seen["cores"],
+                usable_cores=float(
+                    min(seen["affinity"], found.quota_cores or seen["affinity"])
+                ),
+                os=f"{seen['system']} {seen['release']}",
+                python=seen["python"],
+                packages=dict(seen["packages"]),
+                load_average=None if load is None else (load[0], load[1], load[2]),
+            )
+        )
+
+    def sample(
+        self,
+        models: Sequence[str | Path],
+        feeds: Feeds,
+        *,
+        runtime: str = DEFAULT,
+        threads: int | None = 1,
+        settings: Settings,
+        progress: Share | None = None,
+    ) -> Record:
+        """Time models against each other there: `Place.sample`."""
+        job: Record = {**dataclasses.asdict(settings), "threads": threads}
+        return self.run(job, models, feeds, runtime=runtime, progress=progress)
+
+    def memory_peak(
+        self, model: str | Path, feeds: Feeds, *, threads: int | None = 1
+    ) -> int | None:
+        """The most memory that a model takes there: `Place.memory_peak`."""
+        found = self.run({"threads": threads, "memory": True}, [model], feeds)
+        if found["peak_bytes"] is None or found["before_bytes"] is None:
+            return None
+        return int(found["peak_bytes"]) - int(found["before_bytes"])
+
+    def run(
+        self,
+        job: Mapping[str, Any],
+        models: Sequence[str | Path] = (),
+        feeds: Feeds | None = None,
+        *,
+        runtime: str = DEFAULT,
+        progress: Share | None = None,
+    ) -> Record:
+        """Run a job of the sampler there.
+
+        Args:
+            job: what to do, without "models" and "inputs".
+            models: files of the models; none for a job that is about the machine.
+            feeds: an array for each input, by name.
+            runtime: what runs the models.
+            progress: called with the share of the work that is done, 0 to 1.
+
+        Returns:
+            what the sampler says at the end.
+
+        Raises:
+            ModelError: a model does not run there on these inputs.
+            RuntimeUnavailable: the device cannot be reached, lacks what is needed, or got stuck.
+        """
+        job = dict(job)
+        paths = [Path(model) for model in models]
+        if paths:
+            self._check_packages(runtime)
+            packed = [pack(path) for path in paths]
+            job["models"] = self._send_models(paths, packed)
+            job["inputs"] = self._send_inputs(feeds or {})
+            if runtime != DEFAULT:
+                job["runtime"] = runtime
+        number = self._jobs
+        self._jobs += 1
+        place = f"{self._there['folder']}/jobs/{number}.json"
+        try:
+            self._connection.send(json.dumps(job).encode(), place)
+        except NotThere as error:
+            raise failures.gone(self.host) from error
+        return self._follow(f"{place}l", paths, progress)
+
+    # -- sending -----------------------------------------------------------------------------------
+
+    def _check_packages(self, runtime: str) -> None:
+        """Refuse to send anything where nothing could run it."""
+        needed = ("numpy", *((runtime,) if runtime in PACKAGES else ()))
+        missing = [name for name in needed if not self._there["present"].get(name)]
+        if missing:
+            raise failures.no_package(self.host, missing, self._there["version"])
+
+    def _send_models(self, paths: Sequence[Path], packed: Sequence[Shipment]) -> list[str]:
+        """Send the models that are not there yet; where each lies."""
+        link = self._connection
+        root = f"{self._there['folder']}/models"
+        if self.host.keeps_models:
+            root = str(self._there["store"])
+        places = {each.sha256: f"{root}/{each.sha256[:32]}" for each in packed}
+        absent = {
+            each.sha256: (path, each)
+            for path, each in zip(paths, packed, strict=True)
+            if each.sha256 not in self._sent
+        }
+        if self.host.keeps_models:
+            absent = {
+                key: (path, each)
+                for key, (path, each) in absent.items()
+                if not self._is_whole(places[key], each)
+            }
+        total = sum(each.bytes for _, each in absent.values())
+        if total:
+            self._make_room(total, keep=set(places))
+        done = 0
+        for key, (path, each) in absent.items():
+            # A folder gets its name when it is whole.
+            part = f"{places[key]}.{self._token}"
+            link.make_folder(part)
+            for name, file in each.files:
+                if "/" in name:
+                    link.make_folder(f"{part}/{name.rpartition('/')[0]}")
+                before = done
+
+                def told(bytes_: int, before: int = before, path: Path = path) -> None:
+                    self._told_upload(path, before + bytes_, total)
+
+                told(0)
+                try:
+                    link.send(file, f"{part}/{name}", told)
+                except NoSpace as error:
+                    raise failures.no_space(
+                        self.host, str(path), total - before, self._free(), str(error)
+                    ) from error
+                done += file.stat().st_size
+            link.rename(part, places[key])
+        self._sent.update(places)
+        return [f"{places[each.sha256]}/{each.files[0][0]}" for each in packed]
+
+    def _told_upload(self, path: Path, done: int, total: int) -> None:
+        self._tell(
+            f"sending '{path.name}' to {self.name}: {done / 1e6:.1f} of {total / 1e6:.1f} MB",
+            done / max(total, 1),
+        )
+
+    def _is_whole(self, place: str, shipment: Shipment) -> bool:
+        """Whether a kept model is there with all its files, each as large as it should be."""
+        found: dict[str, dict[str, int]] = {}
+        for name, file in shipment.files:
+            folder, _, last = name.rpartition("/")
+            where = f"{place}/{folder}" if folder else place
+            if where not in found:
+                found[where] = self._connection.sizes(where)
+            if found[where].get(last) != file.stat().st_size:
+                return False
+        return True
+
+    def _make_room(self, needed: int, *, keep: set[str]) -> None:
+        """Make sure that models fit; those of this run that are not needed now make way.
+
+        Raises:
+            RuntimeUnavailable: they do not fit.
+        """
+        needed += SPARE_BYTES
+        free = self._free()
+        if free is None or free >= needed:
+            return
+        if not self.host.keeps_models:
+            for key in self._sent - keep:
+                self._connection.remove_tree(f"{self._there['folder']}/models/{key[:32]}")
+            self._sent &= keep
+            free = self._free()
+        if free is not None and free < needed:
+            raise failures.no_space(self.host, "the models", needed, free)
+
+    def _free(self) -> int | None:
+        return self._connection.free_bytes(str(self._there["folder"]))
+
+    def _send_inputs(self, feeds: Feeds) -> str:
+        """Send the inputs, unless they are there; where they lie."""
+        with tempfile.TemporaryDirectory(prefix="deploykit-inputs-") as folder:
+            file = Path(folder) / "inputs.npz"
+            save_inputs(file, feeds)
+            data = file.read_bytes()
+        name = _hash(data)
+        place = f"{self._there['folder']}/inputs/{name}.npz"
+        if name not in self._sent:
+            try:
+                self._connection.send(data, place)
+            except NoSpace as error:
+                raise failures.no_space(
+                    self.host, "the inputs", len(data), self._free(), str(error)
+                ) from error
+            self._sent.add(name)
+        return place
+
+    # -- following ---------------------------------------------------------------------------------
+
+    def _follow(self, place: str, models: Sequence[Path], progress: Share | None) -> Record:
+        """Read what a job says while it runs, until it has said how it ended."""
+        link = self._connection
+        offset, rest = 0, b""
+        step: Record = {}
+        wait_s = FIRST_LOOK_S
+        heard = asked = time.monotonic()
+        while True:
+            try:
+                new = link.read(place, offset)
+            except NotThere:
+                new = b""
+                if "lease" not in link.sizes(str(self._there["folder"])):
+                    raise failures.gone(self.host) from None
+            now = time.monotonic()
+            if new:
+                heard = asked = now
+                offset += len(new)
+            *lines, rest = (rest + new).split(b"\n")
+            for line in lines:
+                event = _event(line)
+                if event.get("event") == "end":
+                    if progress is not None:
+                        progress(1.0)
+                    return {key: value for key, value in event.items() if key != "event"}
+                if event.get("event") == "error":
+                    free = self._free() if event.get("kind") == "disk" else None
+                    raise failures.failed(self.host, event, step, models, free)
+                if event.get("event") == "round" and progress is not None:
+                    progress(float(event["done"]))
+                step = event or step
+            if now - heard > self.host.timeout_s + LATE_S:
+                stuck = {"kind": "stuck", "seconds": round(now - heard)}
+                raise failures.failed(self.host, stuck, step, models, None)
+            if now - asked > QUIET_S:
+                asked = now
+                self._check_keeper()
+            time.sleep(wait_s)
+            wait_s = min(1.3 * wait_s, LAST_LOOK_S)
+
+    def _check_keeper(self) -> None:
+        """Find out whether the device was started anew, or its processes were ended.
+
+        Raises:
+            RuntimeUnavailable: they were.
+        """
+        with contextlib.suppress(ConnectionBroken):
+            done = self._connection.run(f"kill -0 {int(self._there['pid'])}")
+            if done.code != 0:
+                raise failures.gone(self.host)
+
+
+def _event(line: bytes) -> Record:
+    """An event; nothing where a job was ended in the middle of a line."""
+    try:
+        found = json.loads(line)
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _hash(data: bytes) -> str:
+    import hashlib
+
+    return hashlib.sha256(data).hexdigest()[:32]
+
+
+def _in_shell(python: str) -> str:
+    """The path of a program for a shell; `~/` stays what it is."""
+    if python.startswith("~/"):
+        return f'"$HOME"/{shlex.quote(python[2:])}'
+    return shlex.quote(python)
