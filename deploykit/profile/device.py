@@ -7,24 +7,17 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import importlib.metadata
 import json
-import os
-import platform
 import re
 from pathlib import Path
+from typing import Final
 
-__all__ = ["Device", "describe"]
+from deploykit.profile.state.cores import kinds_text, read_cores
+from deploykit.profile.state.nvidia_smi import read_gpus
+from deploykit.profile.state.seen import Seen, look_here
+from deploykit.profile.state.soc import board, jetson_release, soc
 
-PACKAGES = (
-    "onnxruntime",
-    "onnxruntime-gpu",
-    "tensorrt",
-    "tensorrt-rtx",
-    "numpy",
-    "onnx",
-    "onnx-ir",
-)
+__all__ = ["Device", "describe", "with_fingerprint"]
 
 # What decides which kernels a runtime picks. Linux's names, for x86 and for Arm.
 FLAGS = (
@@ -72,6 +65,11 @@ class Device:
         on_battery: whether it ran on a battery; None where there is none, or it is unknown.
         quota_cores: cores' worth of time that a container limits this process to; None where there is no such limit.
         quota_pauses: how often that limit paused it so far; None where there is none.
+        board: name of the board by its device tree; None where there is none.
+        soc: the chip by its device tree, "tegra234"; None where there is none.
+        release: NVIDIA's Linux for Jetson, "R36.4.3"; None elsewhere.
+        core_kinds: kinds of cores in words, the fastest last; none where all are alike and the processor has a name.
+        gpus: GPUs by name, each with the version of its driver; empty where none was asked for.
         fingerprint: twelve hexadecimal digits that are equal for machines, systems and runtimes of one kind, and do
             not change with load, clock or time.
     """
@@ -93,6 +91,11 @@ class Device:
     on_battery: bool | None = None
     quota_cores: float | None = None
     quota_pauses: int | None = None
+    board: str | None = None
+    soc: str | None = None
+    release: str | None = None
+    core_kinds: tuple[str, ...] = ()
+    gpus: tuple[str, ...] = ()
     fingerprint: str = ""
 
 
@@ -101,37 +104,53 @@ LASTING = (
     *("cpu", "architecture", "flags", "cores", "usable_cores", "os", "governor"),
     *("max_frequency_hz", "quota_cores"),
 )
+ALSO_LASTING: Final = ("board", "soc", "release", "core_kinds")
 RUNTIME_PACKAGES = ("onnxruntime", "onnxruntime-gpu", "tensorrt", "tensorrt-rtx")
 
 
-def describe(root: Path = Path("/")) -> Device:
-    """Describe this machine; what cannot be read is left out.
+def describe(seen: Seen | Path = Path("/")) -> Device:
+    """Describe a machine; what it does not tell is left out.
 
     Args:
-        root: where /proc and /sys lie.
+        seen: what it said of itself; or, for this machine, where /proc and /sys lie.
     """
-    cpuinfo = _read(root / "proc/cpuinfo")
-    clock = root / "sys/devices/system/cpu/cpu0/cpufreq"
+    if isinstance(seen, Path):
+        seen = look_here(seen)
+    cpuinfo = seen.text("/proc/cpuinfo")
+    clock = "/sys/devices/system/cpu/cpu0/cpufreq"
+    kinds = kinds_text(read_cores(seen))
     found = Device(
-        cpu=_cpu_name(cpuinfo),
-        architecture=platform.machine(),
+        cpu=_cpu_name(seen, kinds),
+        architecture=seen.architecture,
         flags=_flags(cpuinfo),
-        cores=os.cpu_count() or 1,
-        usable_cores=_usable_cores(root),
-        memory_bytes=_memory(root),
-        os=f"{platform.system()} {platform.release()}",
-        python=platform.python_version(),
-        packages=_versions(),
-        load_average=_load_average(),
-        governor=_read(clock / "scaling_governor").strip() or None,
-        frequency_hz=_hertz(_read(clock / "scaling_cur_freq")) or _listed_hertz(cpuinfo),
-        max_frequency_hz=_hertz(_read(clock / "cpuinfo_max_freq")),
-        throttled=_throttled(root),
-        on_battery=_on_battery(root),
-        quota_cores=_quota(root),
-        quota_pauses=_quota_pauses(root),
+        cores=seen.cores,
+        usable_cores=_usable_cores(seen),
+        memory_bytes=_memory(seen),
+        os=f"{seen.system} {seen.release}",
+        python=seen.python,
+        packages=dict(seen.packages),
+        load_average=seen.load_average,
+        governor=seen.text(f"{clock}/scaling_governor") or None,
+        frequency_hz=_hertz(seen.text(f"{clock}/scaling_cur_freq")) or _listed_hertz(cpuinfo),
+        max_frequency_hz=_hertz(seen.text(f"{clock}/cpuinfo_max_freq")),
+        throttled=_throttled(seen),
+        on_battery=_on_battery(seen),
+        quota_cores=_quota(seen),
+        quota_pauses=_quota_pauses(seen),
+        board=board(seen),
+        soc=soc(seen),
+        release=jetson_release(seen),
+        core_kinds=kinds,
+        gpus=tuple(
+            f"{gpu.name}, driver {gpu.driver}" for gpu in read_gpus(seen.said("nvidia-smi"))
+        ),
     )
-    return dataclasses.replace(found, fingerprint=_fingerprint(found))
+    return with_fingerprint(found)
+
+
+def with_fingerprint(device: Device) -> Device:
+    """The same device with the fingerprint of what it is."""
+    return dataclasses.replace(device, fingerprint=_fingerprint(device))
 
 
 def _fingerprint(device: Device) -> str:
@@ -142,6 +161,12 @@ def _fingerprint(device: Device) -> str:
     )
     lasting["packages"] = {
         name: version for name, version in device.packages.items() if name in RUNTIME_PACKAGES
+    }
+    # What few machines have does not change the fingerprint of the others.
+    lasting |= {
+        name: value
+        for name in ALSO_LASTING
+        if (value := getattr(device, name)) not in {None, ()}
     }
     text = json.dumps(lasting, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
@@ -156,59 +181,59 @@ def _listed_hertz(cpuinfo: str) -> float | None:
     return float(found.group(1)) * 1e6 if found else None
 
 
-def _throttled(root: Path) -> int | None:
-    folder = root / "sys/devices/system/cpu"
+def _throttled(seen: Seen) -> int | None:
+    folder = "/sys/devices/system/cpu/cpu0/thermal_throttle"
     counts = [
         text
         for kind in ("core", "package")
-        if (
-            text := _read(folder / f"cpu0/thermal_throttle/{kind}_throttle_count").strip()
-        ).isdecimal()
+        if (text := seen.text(f"{folder}/{kind}_throttle_count")).isdecimal()
     ]
     return sum(map(int, counts)) if counts else None
 
 
-def _on_battery(root: Path) -> bool | None:
+def _on_battery(seen: Seen) -> bool | None:
     """Whether a battery is being emptied."""
-    try:
-        supplies = sorted((root / "sys/class/power_supply").iterdir())
-    except OSError:
-        return None
-    states = [
-        _read(supply / "status").strip()
-        for supply in supplies
-        if _read(supply / "type").strip() == "Battery"
+    states = []
+    for path, kind in seen.matching("/sys/class/power_supply/*/type"):
+        folder = path.rpartition("/")[0]
         # The batteries of mice and keyboards say nothing about this machine.
-        and _read(supply / "scope").strip() != "Device"
-    ]
+        if kind == "Battery" and seen.text(f"{folder}/scope") != "Device":
+            states.append(seen.text(f"{folder}/status"))
     return "Discharging" in states if states else None
 
 
-def _quota(root: Path) -> float | None:
+def _quota(seen: Seen) -> float | None:
     """The container's limit in cores: of version 2 of control groups, or of version 1."""
-    limit, period, *_ = (*_read(root / "sys/fs/cgroup/cpu.max").split(), "", "")
+    limit, period, *_ = (*seen.text("/sys/fs/cgroup/cpu.max").split(), "", "")
     if not limit:
-        limit = _read(root / "sys/fs/cgroup/cpu/cpu.cfs_quota_us").strip()
-        period = _read(root / "sys/fs/cgroup/cpu/cpu.cfs_period_us").strip()
+        limit = seen.text("/sys/fs/cgroup/cpu/cpu.cfs_quota_us")
+        period = seen.text("/sys/fs/cgroup/cpu/cpu.cfs_period_us")
     if not (limit.isdecimal() and period.isdecimal()) or int(period) == 0:
         return None
     return int(limit) / int(period)
 
 
-def _quota_pauses(root: Path) -> int | None:
-    for path in ("sys/fs/cgroup/cpu.stat", "sys/fs/cgroup/cpu/cpu.stat"):
-        found = re.search(r"^nr_throttled (\d+)$", _read(root / path), re.MULTILINE)
+def _quota_pauses(seen: Seen) -> int | None:
+    for path in ("/sys/fs/cgroup/cpu.stat", "/sys/fs/cgroup/cpu/cpu.stat"):
+        found = re.search(r"^nr_throttled (\d+)$", seen.text(path), re.MULTILINE)
         if found:
             return int(found.group(1))
     return None
 
 
-def _cpu_name(cpuinfo: str) -> str:
-    for key in ("model name", "Hardware", "Model", "cpu"):
+def _cpu_name(seen: Seen, kinds: tuple[str, ...]) -> str:
+    cpuinfo = seen.text("/proc/cpuinfo")
+    found = re.search(r"^model name\s*:\s*(.+)$", cpuinfo, re.MULTILINE)
+    if found:
+        return found.group(1).strip()
+    if kinds:
+        # Arm's processors have no name of their own; their cores have.
+        return ", ".join(re.sub(r" up to .*", "", kind) for kind in kinds)
+    for key in ("Hardware", "Model", "cpu"):
         found = re.search(rf"^{key}\s*:\s*(.+)$", cpuinfo, re.MULTILINE)
         if found:
             return found.group(1).strip()
-    return platform.processor() or platform.machine() or "unknown"
+    return seen.processor or seen.architecture or "unknown"
 
 
 def _flags(cpuinfo: str) -> tuple[str, ...]:
@@ -217,47 +242,17 @@ def _flags(cpuinfo: str) -> tuple[str, ...]:
     return tuple(flag for flag in FLAGS if flag in present)
 
 
-def _usable_cores(root: Path) -> float:
-    # os.sched_getaffinity is Linux's own; elsewhere every core counts.
-    affinity = getattr(os, "sched_getaffinity", None)
-    cores = float(len(affinity(0)) if affinity else os.cpu_count() or 1)
-    quota = _quota(root)
-    if quota is not None:
-        cores = min(cores, quota)
-    return cores
+def _usable_cores(seen: Seen) -> float:
+    quota = _quota(seen)
+    return float(seen.affinity) if quota is None else min(float(seen.affinity), quota)
 
 
-def _memory(root: Path) -> int | None:
-    total = re.search(r"^MemTotal:\s+(\d+) kB$", _read(root / "proc/meminfo"), re.MULTILINE)
-    limit = (
-        _read(root / "sys/fs/cgroup/memory.max").strip()
-        or _read(root / "sys/fs/cgroup/memory/memory.limit_in_bytes").strip()
+def _memory(seen: Seen) -> int | None:
+    total = re.search(r"^MemTotal:\s+(\d+) kB$", seen.text("/proc/meminfo"), re.MULTILINE)
+    limit = seen.text("/sys/fs/cgroup/memory.max") or seen.text(
+        "/sys/fs/cgroup/memory/memory.limit_in_bytes"
     )
     found = [int(total.group(1)) * 1024] if total else []
     if limit.isdigit():
         found.append(int(limit))
     return min(found, default=None)
-
-
-def _load_average() -> tuple[float, float, float] | None:
-    try:
-        return os.getloadavg()
-    except (AttributeError, OSError):
-        return None
-
-
-def _versions() -> dict[str, str]:
-    found = {}
-    for name in PACKAGES:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return ""
