@@ -66,6 +66,7 @@ class Request:
         settings: how long and how often it is measured.
         layers: whether the layers are timed, too.
         place: where they are measured.
+        names: what to call the models; none: by what sets their paths apart.
     """
 
     models: tuple[Path, ...]
@@ -78,6 +79,7 @@ class Request:
     settings: Settings = dataclasses.field(default_factory=Settings)
     layers: bool = False
     place: Place = HERE
+    names: tuple[str, ...] = ()
 
 
 def silent(stage: str, done: float | None = None) -> None:
@@ -96,7 +98,7 @@ def profile(request: Request, *, progress: Progress = silent) -> records.Profile
     began = time.perf_counter()
     place = request.place
     runner = start(request.runtime) if place.is_local else None
-    names = labels(request.models)
+    names = request.names or labels(request.models)
     paths = dict(zip(names, request.models, strict=True))
     progress("reading the models")
     sources = {name: SourceFile.read(path) for name, path in paths.items()}

@@ -15,6 +15,7 @@ from typing import Any, Literal, TypeAlias
 
 from deploykit.report.records import LatencyRow, ValidationRecord
 from deploykit.report.sparse_records import SparseTime, SparseVerdict
+from deploykit.report.what_if_records import RooflineRecord, SweepRecord, WhatIfRecord
 
 __all__ = [
     "SCHEMA_VERSION",
@@ -30,6 +31,7 @@ __all__ = [
     "Relative",
     "SampleRecord",
     "Subject",
+    "join_numbers",
     "schema",
     "to_document",
     "to_json",
@@ -187,6 +189,9 @@ class ProfileReport:
         device: the machine.
         warnings: what disturbed the measurement, and what to do about it.
         elapsed_s: seconds it all took.
+        what_if: the models that are not there yet, of which all but the first are made up; None if all are files.
+        roofline: what limits each layer of the first model; None if that was not asked.
+        sweeps: the first model at several batches or numbers of threads.
     """
 
     command: str
@@ -203,6 +208,9 @@ class ProfileReport:
     device: Mapping[str, object]
     warnings: tuple[str, ...]
     elapsed_s: float
+    what_if: WhatIfRecord | None = None
+    roofline: RooflineRecord | None = None
+    sweeps: tuple[SweepRecord, ...] = ()
     kind: Kind = "profile"
     schema_version: str = SCHEMA_VERSION
 
@@ -295,7 +303,7 @@ def to_document(report: ProfileReport | Comparison) -> dict[str, Any]:
 def to_json(report: ProfileReport | Comparison) -> str:
     """The report as a JSON document, ending in a newline; each list of samples is one line."""
     text = json.dumps(to_document(report), indent=1, allow_nan=False, ensure_ascii=False)
-    return _join_numbers(text) + "\n"
+    return join_numbers(text) + "\n"
 
 
 def schema(kind: Kind) -> dict[str, Any]:
@@ -305,7 +313,7 @@ def schema(kind: Kind) -> dict[str, Any]:
     return loaded
 
 
-def _join_numbers(text: str) -> str:
+def join_numbers(text: str) -> str:
     """Put lists of numbers on one line: thousands of samples are data, not text to read."""
     lines: list[str] = []
     is_open = False

@@ -219,7 +219,6 @@ class Network:
     def _find_layers(self, macs: Mapping[ir.Node, int]) -> Iterator[Layer]:
         from passes.analysis.axis_rules.contraction import Weighted
         from passes.analysis.axis_rules.convolution import CONVOLUTIONS, is_depthwise
-        from passes.analysis.walk import label
         from passes.planners.counts import group_of_classes
         from passes.planners.dead_channels import weight_of
 
@@ -237,7 +236,7 @@ class Network:
                 sides = (width(noted[0]), width(noted[1]))
                 name = weight_of(channels, node)
                 yield Layer(
-                    label(node),
+                        _name(node),
                     name,
                     node.op_type,
                     *sides,
@@ -250,7 +249,7 @@ class Network:
                 incoming = noted.incoming if noted.incoming.size else fixed
                 outgoing = fixed if noted.outgoing is None else noted.outgoing
                 yield Layer(
-                    label(node),
+                        _name(node),
                     weight_of(channels, node),
                     node.op_type,
                     width(incoming),
@@ -260,7 +259,7 @@ class Network:
                 )
             elif node.outputs:
                 both = width(_without_copies(channels.trace.get(node.outputs[0])))
-                yield Layer(label(node), "", node.op_type, both, both, macs=count)
+                yield Layer(_name(node), "", node.op_type, both, both, macs=count)
 
     def _width(self, indices: Array) -> Width:
         """Channels of which the groups are known, -1 for those that are in none."""
@@ -294,6 +293,11 @@ class Network:
             (layer.weights if what == "weights" else layer.macs) * layer.scale(counts)
             for layer in self.layers
         )
+
+
+def _name(node: ir.Node) -> str:
+    """What profiles call a node: by its name, or where it has none, by its first result."""
+    return node.name or node.outputs[0].name or ""
 
 
 def _without_copies(tags: Array) -> Array:
