@@ -61,6 +61,9 @@ def compare(
             "Give two models, or two reports."
         )
         raise UsageError(msg)
+    if kinds[0] and not request.place.is_local:
+        msg = f"reports are compared as they are, and nothing is measured on {request.place.name}: leave out --on, or give two models."
+        raise UsageError(msg)
     request = dataclasses.replace(request, models=(a, b))
     found = _compare_documents(request) if kinds[0] else _compare_models(request, progress)
     return dataclasses.replace(found, elapsed_s=time.perf_counter() - began)

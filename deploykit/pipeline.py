@@ -364,7 +364,7 @@ def plan(request: Request, *, progress: Progress = silent) -> records.Report:
     """
     began = time.perf_counter()
     recipe, saved = _settled(dataclasses.replace(request.recipe, profile=False))
-    target = find_target(recipe)
+    target = find_target(recipe, request.place)
     with tempfile.TemporaryDirectory(prefix="deploykit-") as work:
         opened = open_model(request.source, recipe, Path(work), progress=progress)
         if saved is not None:
@@ -927,7 +927,7 @@ def _report(job: Job, decided: Decision, work: Path) -> records.Report:
     warnings += _block_warnings(start.opened, job.steps)
     if job.recipe.engine is not None and decided.measured and job.runner is None:
         warnings.append(
-            "the forms were chosen by their times on the CPU of this machine, and the engine is for a GPU: give --no-profile, "
+            f"the forms were chosen by their times on the CPU of {job.request.place.name}, and the engine is for a GPU: give --no-profile, "
             "or where there is a GPU --runtime tensorrt"
         )
     warnings += [

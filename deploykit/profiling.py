@@ -97,6 +97,12 @@ def profile(request: Request, *, progress: Progress = silent) -> records.Profile
     """
     began = time.perf_counter()
     place = request.place
+    if request.layers and not place.is_local:
+        msg = (
+            f"the layers of a model are timed on this machine only, not on {place.name}: leave out --layers, or run "
+            "'deploykit profile --layers' there."
+        )
+        raise UsageError(msg)
     runner = start(request.runtime) if place.is_local else None
     names = request.names or labels(request.models)
     paths = dict(zip(names, request.models, strict=True))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import click
 
 from deploykit.cli.narration import Narration
 from deploykit.cli.options import command_line, output_options, set_verbosity
+from deploykit.cli.place_options import open_place, place_options
 from deploykit.cli.profile_options import (
     check_destination,
     make_request,
@@ -23,6 +25,7 @@ __all__ = ["command"]
 @click.argument("a", type=click.Path(path_type=Path))
 @click.argument("b", type=click.Path(path_type=Path))
 @measuring_options
+@place_options
 @output_options
 @click.pass_context
 def command(
@@ -36,6 +39,10 @@ def command(
     verbose: int,
     quiet: int,
     log_file: Path | None,
+    on: str | None,
+    device_python: str | None,
+    accept_new_host: bool,
+    keep_models: bool,
     **given: Any,  # noqa: ANN401 - options of several types
 ) -> None:
     """Compare B with A.
@@ -50,6 +57,16 @@ def command(
 
     from deploykit import comparison
 
-    with Narration(verbosity) as progress:
+    with (
+        Narration(verbosity) as progress,
+        open_place(
+            progress,
+            on=on,
+            device_python=device_python,
+            accept_new_host=accept_new_host,
+            keep_models=keep_models,
+        ) as place,
+    ):
+        request = dataclasses.replace(request, place=place)
         result = comparison.compare(request, progress=progress)
     show_result(result, as_json=as_json, out=out, all_layers=verbosity > 0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from deploykit.cli.options import (
     read_recipe,
     set_verbosity,
 )
+from deploykit.cli.place_options import open_place, place_options
 from deploykit.errors import UsageError
 
 __all__ = ["command"]
@@ -84,6 +86,7 @@ __all__ = ["command"]
     metavar="SECONDS",
     help="Timed running of each model in the final measurement.",
 )
+@place_options
 @model_options
 @output_options
 @click.pass_context
@@ -102,6 +105,10 @@ def command(
     verbose: int,
     quiet: int,
     log_file: Path | None,
+    on: str | None,
+    device_python: str | None,
+    accept_new_host: bool,
+    keep_models: bool,
     **given: Any,  # noqa: ANN401 - fields of a recipe
 ) -> None:
     """Optimize the ONNX model SOURCE and write the result to a folder.
@@ -110,7 +117,8 @@ def command(
     which is exported first, with --ticket in it.
 
     Every exact pass runs on a copy. The result computes the same, which is checked, and it is never slower than the
-    original: what the passes could not know is decided by measuring, in turns, on this machine.
+    original: what the passes could not know is decided by measuring, in turns, on this machine, or with --on on the device that it
+    is for.
 
     `--passes +prune-channels` asks for a pass that changes the function; then the report says how far the outputs move.
     """
@@ -144,7 +152,17 @@ def command(
         screening,
         save_plan,
     )
-    with Narration(verbosity) as progress:
+    with (
+        Narration(verbosity) as progress,
+        open_place(
+            progress,
+            on=on,
+            device_python=device_python,
+            accept_new_host=accept_new_host,
+            keep_models=keep_models,
+        ) as place,
+    ):
+        request = dataclasses.replace(request, place=place)
         if dry_run or out is None:
             report = pipeline.plan(request, progress=progress)
         else:

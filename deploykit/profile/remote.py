@@ -48,18 +48,6 @@ Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
 Feeds: TypeAlias = Mapping[str, Array]
 Record: TypeAlias = dict[str, Any]
 
-LOOKED_AT = (
-    "/proc/cpuinfo",
-    "/proc/meminfo",
-    "/sys/devices/system/cpu/cpu0/cpufreq/*",
-    "/sys/devices/system/cpu/cpu0/thermal_throttle/*",
-    "/sys/class/power_supply/*/*",
-    "/sys/fs/cgroup/*.max",
-    "/sys/fs/cgroup/cpu.stat",
-    "/sys/fs/cgroup/cpu/cpu.*",
-    "/sys/fs/cgroup/memory/memory.limit_in_bytes",
-)
-
 PACKAGES = ("numpy", "onnxruntime", "tensorrt")
 """What is looked for on a device; which of them a job needs depends on the runtime."""
 
@@ -210,30 +198,9 @@ class RemotePlace:
     def describe(self) -> Device:
         """The device as it is now: `Place.describe`."""
         from deploykit.profile import device
+        from deploykit.profile.state.seen import FILES, Seen
 
-        # What it says of itself is read as if it lay here.
-        seen = self.run({"look": {"files": LOOKED_AT}})
-        with tempfile.TemporaryDirectory(prefix="deploykit-device-") as root:
-            for path, text in seen["files"].items():
-                file = Path(root) / path.lstrip("/")
-                file.parent.mkdir(parents=True, exist_ok=True)
-                file.write_text(text, encoding="utf-8")
-            found = device.describe(Path(root))
-        load = seen["load_average"]
-        return device.with_fingerprint(
-            dataclasses.replace(
-                found,
-                architecture=seen["architecture"],
-                cores=seen["cores"],
-                usable_cores=float(
-                    min(seen["affinity"], found.quota_cores or seen["affinity"])
-                ),
-                os=f"{seen['system']} {seen['release']}",
-                python=seen["python"],
-                packages=dict(seen["packages"]),
-                load_average=None if load is None else (load[0], load[1], load[2]),
-            )
-        )
+        return device.describe(Seen.of(self.run({"look": {"files": FILES}})))
 
     def sample(
         self,
@@ -331,6 +298,7 @@ class RemotePlace:
         total = sum(each.bytes for _, each in absent.values())
         if total:
             self._make_room(total, keep=set(places))
+        stage = f"sending {_count(len(absent), 'model')} to {self.name}, {total / 1e6:.1f} MB"
         done = 0
         for key, (path, each) in absent.items():
             # A folder gets its name when it is whole.
@@ -339,28 +307,21 @@ class RemotePlace:
             for name, file in each.files:
                 if "/" in name:
                     link.make_folder(f"{part}/{name.rpartition('/')[0]}")
-                before = done
 
-                def told(bytes_: int, before: int = before, path: Path = path) -> None:
-                    self._told_upload(path, before + bytes_, total)
+                def told(more: int, before: int = done) -> None:
+                    self._tell(stage, (before + more) / max(total, 1))
 
                 told(0)
                 try:
                     link.send(file, f"{part}/{name}", told)
                 except NoSpace as error:
                     raise failures.no_space(
-                        self.host, str(path), total - before, self._free(), str(error)
+                        self.host, str(path), total - done, self._free(), str(error)
                     ) from error
                 done += file.stat().st_size
             link.rename(part, places[key])
         self._sent.update(places)
         return [f"{places[each.sha256]}/{each.files[0][0]}" for each in packed]
-
-    def _told_upload(self, path: Path, done: int, total: int) -> None:
-        self._tell(
-            f"sending '{path.name}' to {self.name}: {done / 1e6:.1f} of {total / 1e6:.1f} MB",
-            done / max(total, 1),
-        )
 
     def _is_whole(self, place: str, shipment: Shipment) -> bool:
         """Whether a kept model is there with all its files, each as large as it should be."""
@@ -465,6 +426,10 @@ class RemotePlace:
             done = self._connection.run(f"kill -0 {int(self._there['pid'])}")
             if done.code != 0:
                 raise failures.gone(self.host)
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
 
 
 def _event(line: bytes) -> Record:
