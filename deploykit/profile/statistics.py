@@ -26,6 +26,7 @@ __all__ = [
     "Ratio",
     "Timings",
     "adds_enough",
+    "change_of_ratio",
     "choose_clock",
     "find_outliers",
     "outlier_share",
@@ -303,24 +304,15 @@ def paired_ratio(
     Source: moderated variances: G. Smyth, Linear models and empirical Bayes methods, Stat. Appl. Genet. Mol. Biol.
         3(1), 2004.
     """
-    if not np.array_equal(baseline.rebuild, candidate.rebuild):
-        msg = "only samples of the same rounds can be paired: measure the two models together"
-        raise ValueError(msg)
     chosen, share = choose_clock((baseline, candidate), threads)
     clock = clock or chosen
-    log_ratio = np.log(candidate.on(clock)) - np.log(baseline.on(clock))
-    rebuild = baseline.rebuild
-    if clock == "wall" and threads == 1:
-        both = baseline.is_clean & candidate.is_clean
-        if both.sum() >= max(FEWEST_CLEAN, rebuild.size // 4):
-            log_ratio, rebuild = log_ratio[both], rebuild[both]
+    groups = _paired_logs(baseline, candidate, threads, clock)
     if threads == 1:
         noisy = share < 0.5
     else:
         noisy = (
             max(outlier_share(each.wall_s) for each in (baseline, candidate)) > NOISY_OUTLIERS
         )
-    groups = [log_ratio[rebuild == which] for which in np.unique(rebuild)]
     middle, draws = _bootstrap(groups, resamples, np.random.default_rng(seed))
     lo, hi = (float(value) for value in np.percentile(draws, (2.5, 97.5)))
     return Ratio(
@@ -330,7 +322,7 @@ def paired_ratio(
         clock=clock,
         noisy=noisy,
         clean_share=share,
-        rounds=int(log_ratio.size),
+        rounds=sum(group.size for group in groups),
         rebuilds=len(groups),
     )
 
@@ -378,6 +370,72 @@ def unpaired_ratio(
         rounds=min(baseline.wall_s.size, candidate.wall_s.size),
         rebuilds=min(rebuilds),
     )
+
+
+def change_of_ratio(
+    before: tuple[Timings, Timings],
+    after: tuple[Timings, Timings],
+    *,
+    threads: int | None = 1,
+    resamples: int = 4000,
+    seed: int = 0,
+) -> Ratio:
+    """How a paired ratio changed from one occasion to another: the later ratio over the earlier one, with a 95 % interval.
+
+    On both occasions the same baseline was timed in the rounds of the candidate, so that what the machine did differently
+    falls out, as far as it did it to both. With several threads that is by wall time, otherwise by the clock that suits the
+    busier of the two occasions.
+
+    Args:
+        before: samples of the baseline and of the candidate on the first occasion, in the same rounds.
+        after: the same on the second.
+        threads: what all ran with; None is the runtime's own number.
+        resamples: how many bootstrap samples are drawn.
+        seed: of those draws.
+
+    Raises:
+        ValueError: the two of an occasion were not taken in the same rounds.
+    """
+    chosen = [choose_clock(pair, threads) for pair in (before, after)]
+    clock: Clock = "cpu" if any(each == "cpu" for each, _ in chosen) else "wall"
+    dice = np.random.default_rng(seed)
+    found = [
+        (groups, *_bootstrap(groups, resamples, dice))
+        for groups in (_paired_logs(*pair, threads, clock) for pair in (before, after))
+    ]
+    (old, old_middle, old_draws), (new, new_middle, new_draws) = found
+    lo, hi = (float(value) for value in np.percentile(new_draws - old_draws, (2.5, 97.5)))
+    share = min(each for _, each in chosen)
+    return Ratio(
+        median=math.exp(new_middle - old_middle),
+        lo=math.exp(lo),
+        hi=math.exp(hi),
+        clock=clock,
+        noisy=share < 0.5 if threads == 1 else False,
+        clean_share=share,
+        rounds=min(sum(group.size for group in groups) for groups in (old, new)),
+        rebuilds=min(len(old), len(new)),
+    )
+
+
+def _paired_logs(
+    baseline: Timings, candidate: Timings, threads: int | None, clock: Clock
+) -> list[Floats]:
+    """Log ratios of the rounds, one array a rebuild; with one thread and wall time only of rounds in which neither waited.
+
+    Raises:
+        ValueError: the two were not taken in the same rounds.
+    """
+    if not np.array_equal(baseline.rebuild, candidate.rebuild):
+        msg = "only samples of the same rounds can be paired: measure the two models together"
+        raise ValueError(msg)
+    log_ratio: Floats = np.log(candidate.on(clock)) - np.log(baseline.on(clock))
+    rebuild = baseline.rebuild
+    if clock == "wall" and threads == 1:
+        both = baseline.is_clean & candidate.is_clean
+        if both.sum() >= max(FEWEST_CLEAN, rebuild.size // 4):
+            log_ratio, rebuild = log_ratio[both], rebuild[both]
+    return [log_ratio[rebuild == which] for which in np.unique(rebuild)]
 
 
 def _bootstrap(

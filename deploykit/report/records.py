@@ -40,6 +40,8 @@ __all__ = [
     "TicketRecord",
     "ValidationRecord",
     "Verdict",
+    "join_numbers",
+    "plain",
     "schema",
     "to_document",
     "to_json",
@@ -534,7 +536,7 @@ class Report:
 
 def to_document(report: Report) -> dict[str, Any]:
     """The report as plain JSON values; numbers that JSON does not have become null."""
-    document = _plain(dataclasses.asdict(report))
+    document = plain(dataclasses.asdict(report))
     order = ["schema_version", *(key for key in document if key != "schema_version")]
     return {key: document[key] for key in order}
 
@@ -542,8 +544,7 @@ def to_document(report: Report) -> dict[str, Any]:
 def to_json(report: Report) -> str:
     """The report as a JSON document, ending in a newline; an array of numbers is one line."""
     text = json.dumps(to_document(report), indent=1, allow_nan=False, ensure_ascii=False)
-    # Line breaks inside of strings are escaped, so that what this finds are arrays.
-    return NUMBERS.sub(lambda found: "[" + " ".join(found[1].split()) + "]", text) + "\n"
+    return join_numbers(text) + "\n"
 
 
 def schema() -> dict[str, Any]:
@@ -553,11 +554,18 @@ def schema() -> dict[str, Any]:
     return loaded
 
 
-def _plain(value: Any) -> Any:  # noqa: ANN401 - JSON values
+def join_numbers(text: str) -> str:
+    """Put the arrays of numbers of an indented JSON document on one line each: thousands of samples are no text to read."""
+    # Line breaks inside of strings are escaped, so that what this finds are arrays.
+    return NUMBERS.sub(lambda found: "[" + " ".join(found[1].split()) + "]", text)
+
+
+def plain(value: Any) -> Any:  # noqa: ANN401 - JSON values
+    """A value as JSON has it: numbers that JSON does not have become null, and what it knows nothing of its text."""
     if isinstance(value, Mapping):
-        return {str(key): _plain(part) for key, part in value.items()}
+        return {str(key): plain(part) for key, part in value.items()}
     if isinstance(value, tuple | list):
-        return [_plain(part) for part in value]
+        return [plain(part) for part in value]
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if value is None or isinstance(value, str | int | bool):
