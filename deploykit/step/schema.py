@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib import resources
 from typing import Any, TypeAlias
 
@@ -123,7 +123,7 @@ def _told(error: Any) -> tuple[KeyPath, str]:  # noqa: ANN401 - jsonschema ships
 
 def _fault_text(rule: str, value: object, given: Any, said: str) -> str:  # noqa: ANN401 - any JSON value
     """What is wrong with a value, behind its name."""
-    texts = {
+    texts: dict[str, Callable[[], str]] = {
         "type": lambda: f"is {_shown(value)}, and has to be {TYPES[given]}.",
         "enum": lambda: f"cannot be {_shown(value)}. {nearest(str(value), given)}",
         "minimum": lambda: f"must be at least {given}, not {value}.",
@@ -133,7 +133,9 @@ def _fault_text(rule: str, value: object, given: Any, said: str) -> str:  # noqa
         "minItems": lambda: "is empty. Give a value, or leave it out.",
         "pattern": lambda: f"cannot be {_shown(value)}: it has to be of the form {given}.",
     }
-    return texts.get(rule, lambda: f"cannot be {_shown(value)}: {said}.")()
+    if rule not in texts:
+        return f"cannot be {_shown(value)}: {said}."
+    return texts[rule]()
 
 
 def _name(path: Sequence[str | int]) -> str:
