@@ -18,13 +18,16 @@ import numpy as np
 import deploykit
 from deploykit import model_io
 from deploykit.errors import ModelError, UsageError
-from deploykit.profile import HERE, Measurement, Place, Settings, measure
+from deploykit.profile import HERE, Measurement, Place, Settings, device, measure
 from deploykit.profile.advice import advise, advise_on_layers
 from deploykit.profile.engine_layers import map_layers, read_nodes
+from deploykit.profile.state import watch_for
+from deploykit.profile.state.during import Course
 from deploykit.profile.statistics import find_outliers
 from deploykit.report import profile_records as records
 from deploykit.report.profile_wording import labels, speed_text
 from deploykit.report.records import LatencyRow
+from deploykit.report.state_records import course_record
 from deploykit.runtimes import DEFAULT, TensorSpec, start
 from deploykit.runtimes.onnxruntime import Session
 from deploykit.validate import FIRST_SIZES, find_inputs, load_inputs, resolve_shapes
@@ -110,7 +113,8 @@ def profile(request: Request, *, progress: Progress = silent) -> records.Profile
     sources = {name: SourceFile.read(path) for name, path in paths.items()}
     feeds, warnings = find_feeds(request, names)
     progress("measuring", 0.0)
-    before = place.describe()
+    seen_before = place.look()
+    before = device.describe(seen_before)
     measured = measure(
         paths,
         feeds,
@@ -120,9 +124,12 @@ def profile(request: Request, *, progress: Progress = silent) -> records.Profile
         runner=runner,
         place=place,
         runtime=request.runtime,
+        watch=watch_for(seen_before),
     )
-    after = place.describe()
-    warnings = [*warnings, *advise(measured, before, after)]
+    seen_after = place.look()
+    after = device.describe(seen_after)
+    course = Course.of(seen_before, measured.states, seen_after, elapsed_s=measured.elapsed_s)
+    warnings = [*warnings, *advise(measured, before, after, course)]
     memory: dict[str, int | None] = dict.fromkeys(names)
     if runner is None and request.runtime == DEFAULT:
         progress("measuring memory")
@@ -170,6 +177,14 @@ def profile(request: Request, *, progress: Progress = silent) -> records.Profile
         providers=measured.providers,
         settings=dataclasses.asdict(request.settings),
         device=dataclasses.asdict(before),
+        state=course_record(
+            course.before,
+            course.during,
+            course.after,
+            run_s=float(np.median(measured.samples[names[0]].wall_s))
+            if len(names) == 1
+            else None,
+        ),
         warnings=tuple(warnings),
         elapsed_s=time.perf_counter() - began,
     )

@@ -95,6 +95,7 @@ class Measurement:
         truncated: whether `settings.max_duration_s` cut it short.
         elapsed_s: how long it took, in seconds.
         load_s: seconds that opening a session took, one number a rebuild, by model.
+        states: what was noted of the machine meanwhile, as the sampler noted it.
     """
 
     baseline: str
@@ -110,6 +111,7 @@ class Measurement:
     truncated: bool
     elapsed_s: float
     load_s: Mapping[str, tuple[float, ...]] = dataclasses.field(default_factory=dict)
+    states: tuple[Mapping[str, Any], ...] = ()
 
     def ratio(self, candidate: str, baseline: str) -> Ratio:
         """Time of any model over that of any other one."""
@@ -133,6 +135,7 @@ def measure(
     runner: Runner | None = None,
     place: Place = HERE,
     runtime: str = DEFAULT,
+    watch: Mapping[str, Any] | None = None,
 ) -> Measurement:
     """Time models against each other, all with the same inputs.
 
@@ -147,6 +150,7 @@ def measure(
         runner: what runs the models on this machine; None is ONNX Runtime, which alone heeds `threads` and `providers`.
         place: where they are measured.
         runtime: what runs them elsewhere.
+        watch: what is noted of the machine meanwhile, see `state.watch_for`; None notes nothing.
 
     Returns:
         all samples, and what they say.
@@ -173,6 +177,7 @@ def measure(
         threads=threads,
         settings=settings,
         progress=progress,
+        watch=watch,
     )
     samples = timings(result, names)
     if result["is_device"]:
@@ -198,6 +203,7 @@ def measure(
         settings=settings,
         truncated=bool(result["truncated"]),
         elapsed_s=float(result["elapsed_s"]),
+        states=tuple(result.get("states", ())),
         load_s={name: tuple(each) for name, each in zip(names, result["load_s"], strict=True)},
     )
 

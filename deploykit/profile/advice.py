@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from deploykit.profile.state_advice import advise_on_state
 from deploykit.profile.statistics import slowdown
 
 if TYPE_CHECKING:
@@ -12,6 +13,7 @@ if TYPE_CHECKING:
     from deploykit.profile import Measurement
     from deploykit.profile.device import Device
     from deploykit.profile.layer_times import LayerProfile
+    from deploykit.profile.state.during import Course
 
 __all__ = ["advise", "advise_on_layers"]
 
@@ -23,20 +25,29 @@ LAYERS_OFF = 0.1
 MAPPED = 0.95
 
 
-def advise(measured: Measurement, before: Device, after: Device) -> tuple[str, ...]:
+def advise(
+    measured: Measurement, before: Device, after: Device, course: Course | None = None
+) -> tuple[str, ...]:
     """Warnings about a measurement, each with what to do next; none if nothing is wrong with it.
 
     Args:
         measured: the measurement.
         before: the machine just before it.
         after: the machine just after it.
+        course: what its sensors said before, during and after; None where they were not asked.
     """
+    of_state = () if course is None else advise_on_state(course)
     if measured.clock == "device":
         # What else the host does is in none of these times.
-        return tuple(_about_precision(measured))
+        return (*of_state, *_about_precision(measured))
+    # A Jetson's clocks are fixed by its own tool, and may be fixed under any governor.
+    tells_clocks = course is not None and (
+        course.before.is_clock_fixed is True or course.before.power_mode is not None
+    )
     return (
         *_about_others(measured, before),
-        *_about_the_clock(measured, before, after),
+        *_about_the_clock(measured, before, after, heeds_governor=not tells_clocks),
+        *of_state,
         *_about_precision(measured),
     )
 
@@ -70,9 +81,15 @@ def _cores_text(device: Device) -> str:
     return f"the {device.cores} cores" if device.cores > 1 else "the one core"
 
 
-def _about_the_clock(measured: Measurement, before: Device, after: Device) -> list[str]:
+def _about_the_clock(
+    measured: Measurement, before: Device, after: Device, *, heeds_governor: bool
+) -> list[str]:
     found = []
-    if before.governor is not None and before.governor not in STEADY_GOVERNORS:
+    if (
+        heeds_governor
+        and before.governor is not None
+        and before.governor not in STEADY_GOVERNORS
+    ):
         found.append(
             f"the clock follows the load (governor '{before.governor}'): fix it with 'sudo cpupower frequency-set -g "
             "performance' for figures that repeat"

@@ -13,6 +13,7 @@ import numpy as np
 from deploykit.errors import ModelError
 from deploykit.profile import device, sampler
 from deploykit.profile.memory import memory_peak
+from deploykit.profile.state.seen import COMMANDS, Seen, look_here
 from deploykit.runtimes import DEFAULT
 from deploykit.runtimes.onnxruntime import Session
 
@@ -29,6 +30,7 @@ __all__ = ["HERE", "Here", "Place"]
 Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
 Feeds: TypeAlias = Mapping[str, Array]
 Record: TypeAlias = dict[str, Any]
+Watch: TypeAlias = Mapping[str, Any]
 Share: TypeAlias = Callable[[float], None]
 
 CPU = "CPUExecutionProvider"
@@ -52,6 +54,13 @@ class Place(Protocol):
             RuntimeUnavailable: it cannot be reached.
         """
 
+    def look(self) -> Seen:
+        """What the machine says of itself now, its tools asked as well, which may take seconds.
+
+        Raises:
+            RuntimeUnavailable: it cannot be reached.
+        """
+
     def sample(
         self,
         models: Sequence[str | Path],
@@ -61,6 +70,7 @@ class Place(Protocol):
         threads: int | None = 1,
         settings: Settings,
         progress: Share | None = None,
+        watch: Watch | None = None,
     ) -> Record:
         """Time models against each other.
 
@@ -71,6 +81,7 @@ class Place(Protocol):
             threads: threads that share the work of one operator; None leaves the number to the runtime.
             settings: how long and how often.
             progress: called with the share of the work that is done, 0 to 1.
+            watch: what is noted meanwhile, see `sampler.sample`; None notes nothing.
 
         Returns:
             what `sampler.sample` returns.
@@ -128,6 +139,10 @@ class Here:
         """The machine as it is now."""
         return device.describe()
 
+    def look(self) -> Seen:
+        """What this machine says of itself now."""
+        return look_here(commands=COMMANDS)
+
     def sample(
         self,
         models: Sequence[str | Path],
@@ -137,6 +152,7 @@ class Here:
         threads: int | None = 1,
         settings: Settings,
         progress: Share | None = None,
+        watch: Watch | None = None,
     ) -> Record:
         """Time models against each other: `Place.sample`. What runs them is `runner`, whatever `runtime` says."""
         del runtime
@@ -155,6 +171,7 @@ class Here:
                 opener=None
                 if runner is None
                 else lambda model: runner.open(Path(model), feeds),
+                watch=watch,
                 **dataclasses.asdict(settings),
             )
         except RuntimeError as error:

@@ -15,6 +15,7 @@ from typing import Any, Literal, TypeAlias
 
 from deploykit.report.records import LatencyRow, ValidationRecord
 from deploykit.report.sparse_records import SparseTime, SparseVerdict
+from deploykit.report.state_records import CourseRecord
 from deploykit.report.what_if_records import RooflineRecord, SweepRecord, WhatIfRecord
 
 __all__ = [
@@ -37,7 +38,7 @@ __all__ = [
     "to_json",
 ]
 
-SCHEMA_VERSION = "1.1"
+SCHEMA_VERSION = "1.2"
 
 Kind: TypeAlias = Literal["profile", "compare"]
 
@@ -187,6 +188,7 @@ class ProfileReport:
         providers: the devices it ran on, in its own words.
         settings: how long and how often it measured.
         device: the machine.
+        state: its temperatures, clocks, power and memory before, during and after; None in documents of version 1.1.
         warnings: what disturbed the measurement, and what to do about it.
         elapsed_s: seconds it all took.
         what_if: the models that are not there yet, of which all but the first are made up; None if all are files.
@@ -208,6 +210,7 @@ class ProfileReport:
     device: Mapping[str, object]
     warnings: tuple[str, ...]
     elapsed_s: float
+    state: CourseRecord | None = None
     what_if: WhatIfRecord | None = None
     roofline: RooflineRecord | None = None
     sweeps: tuple[SweepRecord, ...] = ()

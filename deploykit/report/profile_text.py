@@ -19,6 +19,7 @@ from deploykit.report.profile_records import (
 )
 from deploykit.report.profile_wording import outliers_text, seconds_text
 from deploykit.report.sparse_text import sparse_parts, sparse_times_parts
+from deploykit.report.state_text import state_text
 from deploykit.report.wording import bytes_text
 
 __all__ = ["print_result", "render_comparison", "render_profile"]
@@ -55,6 +56,11 @@ def render_profile(report: ProfileReport, *, all_layers: bool = False) -> Render
         Text(""),
         _latencies(report),
     ]
+    if report.state is not None:
+        told = state_text(report.state)
+        if told:
+            parts.append(Text(f"meanwhile: {told}", "dim"))
+        parts += [Text(f"note: {note}", "dim") for note in report.state.notes]
     for model in report.models:
         told = outliers_text(model.outliers, model.latency.samples)
         if told:

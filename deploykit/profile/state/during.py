@@ -8,12 +8,12 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from deploykit.profile.state import heat, power
+from deploykit.profile.state import State, heat, power, read_state
 from deploykit.profile.state.nvidia_smi import Gpu, read_gpus
 from deploykit.profile.state.seen import Seen, is_gpu, matching
 from deploykit.profile.state.tegrastats import Tegrastats, read_line
 
-__all__ = ["During", "Range", "read_during"]
+__all__ = ["Course", "During", "Range", "read_during"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,6 +58,31 @@ class During:
     energy_j: float | None
     energy_of: str
     elapsed_s: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Course:
+    """A machine before, during and after a measurement."""
+
+    before: State
+    during: During
+    after: State
+
+    @classmethod
+    def of(
+        cls, before: Seen, states: Sequence[Mapping[str, Any]], after: Seen, *, elapsed_s: float
+    ) -> Course:
+        """Understand what it said of itself.
+
+        Args:
+            before: what it said before.
+            states: "states" of what `sampler.sample` returned.
+            after: what it said after.
+            elapsed_s: how long the measurement took.
+        """
+        return cls(
+            read_state(before), read_during(states, before, elapsed_s), read_state(after)
+        )
 
 
 def read_during(states: Sequence[Mapping[str, Any]], seen: Seen, elapsed_s: float) -> During:
