@@ -39,8 +39,9 @@ if TYPE_CHECKING:
     from deploykit.profile import Settings
     from deploykit.profile.address import Host, Tell
     from deploykit.profile.device import Device
-    from deploykit.profile.place import Share
+    from deploykit.profile.place import Share, Watch
     from deploykit.profile.shipment import Shipment
+    from deploykit.profile.state.seen import Seen
 
 __all__ = ["RemotePlace"]
 
@@ -202,6 +203,12 @@ class RemotePlace:
 
         return device.describe(Seen.of(self.run({"look": {"files": FILES}})))
 
+    def look(self) -> Seen:
+        """What the device says of itself now: `Place.look`."""
+        from deploykit.profile.state.seen import COMMANDS, FILES, Seen
+
+        return Seen.of(self.run({"look": {"files": FILES, "commands": COMMANDS}}))
+
     def sample(
         self,
         models: Sequence[str | Path],
@@ -211,9 +218,12 @@ class RemotePlace:
         threads: int | None = 1,
         settings: Settings,
         progress: Share | None = None,
+        watch: Watch | None = None,
     ) -> Record:
         """Time models against each other there: `Place.sample`."""
         job: Record = {**dataclasses.asdict(settings), "threads": threads}
+        if watch is not None:
+            job["watch"] = dict(watch)
         return self.run(job, models, feeds, runtime=runtime, progress=progress)
 
     def memory_peak(
