@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import deploykit
+from deploykit import exported as kept
 from deploykit import model_io
 from deploykit.errors import UsageError
 from deploykit.report import records
@@ -77,6 +78,7 @@ def open_model(
     work: Path,
     *,
     hash_ahead: bool = False,
+    exported: Path | None = None,
     progress: Callable[[str], None] = lambda _: None,
 ) -> Opened:
     """Read a model file, or export a PyTorch model.
@@ -86,6 +88,7 @@ def open_model(
         recipe: says with which ticket and sizes.
         work: an empty folder for the exported model, which stays until the model is not needed any more.
         hash_ahead: whether to hash its files in the background from now on.
+        exported: a folder with the PyTorch model as it was exported before, by `deploykit.exported`; None to export it.
         progress: told what is going on.
 
     Raises:
@@ -101,9 +104,13 @@ def open_model(
             raise UsageError(msg)
         progress("reading the model")
         return Opened(model_io.load(given, hash_ahead=hash_ahead), str(given))
-    progress("exporting the model")
     ticket = None if recipe.ticket is None else Path(recipe.ticket)
-    written = TorchSource(str(given), ticket, recipe.shape).write(work)
+    if exported is None:
+        progress("exporting the model")
+        written = TorchSource(str(given), ticket, recipe.shape).write(work)
+    else:
+        progress("reading the model")
+        written = kept.read(exported, ticket)
     source = model_io.load(written.path, hash_ahead=hash_ahead)
     if recipe.shape:
         model_io.check_shapes(source, recipe.shape)

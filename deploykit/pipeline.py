@@ -109,6 +109,7 @@ class Request:
         screening: how long the one before it is.
         save_plan: file for what the passes cut and add.
         place: where forms are measured.
+        exported: a folder with the PyTorch model as it was exported before, by `deploykit.exported`; None to export it.
     """
 
     source: Path
@@ -119,6 +120,7 @@ class Request:
     screening: Settings = SCREENING
     save_plan: Path | None = None
     place: Place = HERE
+    exported: Path | None = None
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -288,7 +290,7 @@ def optimize(
         OutputFolder(out, force=force, sources=files_of(request.source, recipe)) as folder,
         contextlib.ExitStack() as running,
     ):
-        start = _start(request.source, recipe, folder.work, progress)
+        start = _start(request, recipe, folder.work, progress)
         # The original runs beside the passes: they want one core, and a heavy model takes as long.
         running.enter_context(start.later)
         folder.protect(start.source.files)
@@ -502,11 +504,18 @@ def find_target(recipe: Recipe, place: Place = HERE) -> Target:
     return targets.choose(there.architecture, there.flags)
 
 
-def _start(asked: Path, recipe: Recipe, work: Path, progress: Progress) -> Start:
+def _start(request: Request, recipe: Recipe, work: Path, progress: Progress) -> Start:
     from passes import weights
 
     (work / "exported").mkdir()
-    opened = open_model(asked, recipe, work / "exported", hash_ahead=True, progress=progress)
+    opened = open_model(
+        request.source,
+        recipe,
+        work / "exported",
+        hash_ahead=True,
+        exported=request.exported,
+        progress=progress,
+    )
     source, path = opened.source, opened.source.path
     model = _masked(source, recipe)
     if model is source.model and path.suffix not in {".onnxtxt", ".textproto", ".json"}:

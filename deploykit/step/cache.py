@@ -2,7 +2,7 @@
 
     CACHE/objects/KEY/object.json      what the key is made of, and the hash of every file
     CACHE/objects/KEY/files/...        the result
-    CACHE/work/...                     what is being made; a run that was killed leaves it, and the next one deletes it
+    CACHE/work/KEY/...                 what is being made; a run that was killed leaves it, and the next one deletes it
     CACHE/locks/KEY                    held while an object is made or read; a lock goes with its process
 
 An object appears in one step, whole. When it is taken its files are held against their hashes, and one that is damaged is
@@ -21,8 +21,12 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from deploykit.errors import UsageError
+
+if TYPE_CHECKING:
+    from typing import Self
 
 try:
     import fcntl
@@ -35,6 +39,7 @@ __all__ = ["Cache", "Object", "file_hash", "key_of"]
 
 RECORD = "object.json"
 FILES = "files"
+GONE = "gone-"
 YOUNG_S = 3600.0
 """Objects that were used this short a time ago are not pruned."""
 
@@ -98,7 +103,7 @@ class Cache:
         self._tell = tell
         self._held: dict[str, int] = {}
 
-    def __enter__(self) -> Cache:
+    def __enter__(self) -> Self:
         try:
             for each in (self._objects, self._work, self._locks):
                 each.mkdir(parents=True, exist_ok=True)
@@ -141,7 +146,8 @@ class Cache:
         Raises:
             UsageError: nothing can be written there.
         """
-        self._lock(key, shared=True, stage=stage)
+        if key not in self._held:
+            self._lock(key, shared=True, stage=stage)
         found = self._read(key)
         if found is not None and not self._damage(found):
             self._touch(key)
@@ -229,39 +235,36 @@ class Cache:
         components: Mapping[str, str],
         make: Callable[[Path], object],
     ) -> Object:
-        work = Path(tempfile.mkdtemp(prefix=f"{key[:12]}-", dir=self._work))
-        lock = os.open(work / "lock", os.O_RDWR | os.O_CREAT, 0o644)
+        # Who has the lock of the key to himself is the only one who writes there.
+        work = self._work / key
+        if work.exists():
+            shutil.rmtree(work)
         try:
-            if fcntl is not None:
-                with contextlib.suppress(OSError):  # a file system that has no locks
-                    fcntl.flock(lock, fcntl.LOCK_EX)
-            result = work / "object"
-            (result / FILES).mkdir(parents=True)
+            (work / FILES).mkdir(parents=True)
             began = time.perf_counter()
-            make(result / FILES)
+            make(work / FILES)
             seconds = time.perf_counter() - began
-            files = {name: file_hash(result / FILES / name) for name in _names(result / FILES)}
+            files = {name: file_hash(work / FILES / name) for name in _names(work / FILES)}
             record = {
                 "stage": stage,
                 "components": dict(components),
                 "files": files,
                 "seconds": seconds,
             }
-            with (result / RECORD).open("w", encoding="utf-8") as file:
+            with (work / RECORD).open("w", encoding="utf-8") as file:
                 json.dump(record, file, indent=1, ensure_ascii=False)
                 file.flush()
                 os.fsync(file.fileno())
             place = self._objects / key
-            with contextlib.suppress(FileExistsError):
-                result.rename(place)
+            work.rename(place)
             return Object(key, stage, dict(components), place / FILES, files, seconds)
-        finally:
+        except BaseException:
             shutil.rmtree(work, ignore_errors=True)
-            os.close(lock)
+            raise
 
     def _discard(self, folder: Path) -> None:
         """Delete an object: first out of its place, in one step, so that nobody finds half of it."""
-        grave = Path(tempfile.mkdtemp(prefix="gone-", dir=self._work))
+        grave = Path(tempfile.mkdtemp(prefix=GONE, dir=self._work))
         with contextlib.suppress(FileNotFoundError):
             folder.rename(grave / "object")
         shutil.rmtree(grave, ignore_errors=True)
@@ -273,17 +276,12 @@ class Cache:
     def _tidy_up(self) -> None:
         """Delete what killed runs left: their locks are gone with them."""
         for work in self._work.iterdir():
-            with contextlib.suppress(OSError):
-                # One that was made just now may not have its lock yet.
-                if time.time() - work.stat().st_mtime < 10.0 and not (work / "lock").exists():
-                    continue
-                lock = os.open(work / "lock", os.O_RDWR | os.O_CREAT, 0o644)
-                try:
-                    if fcntl is not None:
-                        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    shutil.rmtree(work, ignore_errors=True)
-                finally:
-                    os.close(lock)
+            key = work.name
+            if key.startswith(GONE):
+                shutil.rmtree(work, ignore_errors=True)
+            elif self._lock(key, shared=False, stage="", wait=False):
+                shutil.rmtree(work, ignore_errors=True)
+                self._release(key)
         for lock_file in self._locks.iterdir():
             key = lock_file.name
             if key not in self._held and self._lock(key, shared=False, stage="", wait=False):
