@@ -24,11 +24,11 @@ from typing import Any, Final
 from deploykit.errors import UsageError
 from deploykit.profile.address import Host, parse_address
 
-__all__ = ["FILE", "find_devices", "read_devices"]
+__all__ = ["FILE", "HERE_NAME", "find_devices", "read_devices"]
 
 FILE: Final = "devices.toml"
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
-HERE: Final = "here"
+HERE_NAME: Final = "here"
 """The name of this machine, which no other device can have."""
 
 TEXTS: Final = ("python", "runtime", "folder")
@@ -77,10 +77,10 @@ def _host(file: Path, name: str, given: object) -> Host:
     if not isinstance(given, Mapping):
         msg = f"'{name}' in '{file}' is no device: give each a table, as [{name}] and below it on = \"ssh://user@host\"."
         raise UsageError(msg)
-    if name == HERE or not NAME.fullmatch(name):
+    if name == HERE_NAME or not NAME.fullmatch(name):
         why = (
             "that is this machine"
-            if name == HERE
+            if name == HERE_NAME
             else "letters, digits, '.', '_' and '-' make one"
         )
         msg = f"no device can be called '{name}' in '{file}': {why}. Give it another name."

@@ -20,9 +20,16 @@ from deploykit.report.profile_records import (
 from deploykit.report.profile_wording import outliers_text, seconds_text
 from deploykit.report.sparse_text import sparse_parts, sparse_times_parts
 from deploykit.report.state_text import state_text
+from deploykit.report.what_if_text import what_if_parts
 from deploykit.report.wording import bytes_text
 
-__all__ = ["print_result", "render_comparison", "render_profile"]
+__all__ = [
+    "PIPE_WIDTH",
+    "conditions_text",
+    "print_result",
+    "render_comparison",
+    "render_profile",
+]
 
 LAYERS_SHOWN = 25
 PIPE_WIDTH = 140
@@ -52,7 +59,7 @@ def print_result(
 def render_profile(report: ProfileReport, *, all_layers: bool = False) -> RenderableType:
     """The tables of a profile."""
     parts: list[RenderableType] = [
-        Text(_conditions(report), "dim"),
+        Text(conditions_text(report), "dim"),
         Text(""),
         _latencies(report),
     ]
@@ -71,6 +78,7 @@ def render_profile(report: ProfileReport, *, all_layers: bool = False) -> Render
         parts += [Text(""), *_layers(report.models[0], all_layers=all_layers)]
     elif report.models[0].layers:
         parts += [Text(""), *_layers_of_all(report.models, all_layers=all_layers)]
+    parts += what_if_parts(report, all_layers=all_layers)
     parts += _sparse(report)
     parts += _warnings(report.warnings)
     return Group(*parts)
@@ -109,13 +117,14 @@ def render_comparison(comparison: Comparison, *, all_layers: bool = False) -> Re
         parts += [
             *_sparse(comparison.profile),
             Text(""),
-            Text(_conditions(comparison.profile), "dim"),
+            Text(conditions_text(comparison.profile), "dim"),
         ]
     parts += _warnings(comparison.warnings)
     return Group(*parts)
 
 
-def _conditions(report: ProfileReport) -> str:
+def conditions_text(report: ProfileReport) -> str:
+    """What was measured on what, and how, in a line."""
     inputs = ", ".join(f"{row.name} {row.dtype} {list(row.shape)}" for row in report.inputs)
     threads = (
         "the runtime's own threads" if report.threads is None else f"{report.threads} thread"
