@@ -140,15 +140,18 @@ def _row(path: Path, number: int, row: Any) -> tuple[str, int, int | None]:  # n
     name = row.get("weight") if isinstance(row, dict) else None
     count = row.get("keep") if isinstance(row, dict) else None
     size = row.get("of") if isinstance(row, dict) else None
-    is_whole = all(
-        isinstance(each, int) and not isinstance(each, bool) and each > 0
-        for each in (count, 1 if size is None else size)
-    )
-    if not isinstance(name, str) or not is_whole:
+    size = None if size is None else _whole(size)
+    keep = _whole(count)
+    if not isinstance(name, str) or keep < 1 or size == 0:
         msg = f"the counts '{path}': entry {number} is {row!r}, and wants 'weight' (a name) and 'keep' (a number from 1 on)."
         raise UsageError(msg)
-    assert isinstance(count, int)  # for the type checker: it was looked at above
-    if isinstance(size, int) and count > size:
-        msg = f"the counts '{path}' keep {count} of the {size} channels of '{name}'. Keep {size} or fewer."
+    if size is not None and keep > size:
+        msg = f"the counts '{path}' keep {keep} of the {size} channels of '{name}'. Keep {size} or fewer."
         raise UsageError(msg)
-    return name, count, size if isinstance(size, int) else None
+    return name, keep, size
+
+
+def _whole(value: object) -> int:
+    """A whole number from 1 on; 0 for what is none."""
+    is_whole = isinstance(value, int) and not isinstance(value, bool) and value > 0
+    return int(str(value)) if is_whole else 0

@@ -10,7 +10,8 @@ import click
 
 from deploykit.cli.narration import Narration
 from deploykit.cli.options import command_line, output_options, set_verbosity
-from deploykit.cli.place_options import open_place, place_options
+from deploykit.cli.place_options import Where, given_settings, open_place, place_options
+from deploykit.cli.devices_narration import check_several, show_several
 from deploykit.cli.profile_options import (
     check_destination,
     make_request,
@@ -39,16 +40,16 @@ def command(
     verbose: int,
     quiet: int,
     log_file: Path | None,
-    on: str | None,
-    device_python: str | None,
-    accept_new_host: bool,
-    keep_models: bool,
+    where: Where,
     **given: Any,  # noqa: ANN401 - options of several types
 ) -> None:
     """Measure the ONNX MODELs on this machine, or with --on on another one.
 
     Several models take turns, in random order, so that whatever else the machine does meets all of them. Each is
     compared with the first. Where the 95 % interval of a ratio reaches 1 no difference is claimed.
+
+    --on a,b,c measures on several devices at the same time, and gives one table. What goes wrong on one of them is told,
+    and spoils nothing of the others.
 
     --what-if and --allocate tell how fast a model would be with other channels, before anyone trains it: a network of
     those sizes is made up and timed. --roofline says what limits each layer, --sweep runs batches and threads.
@@ -57,20 +58,17 @@ def command(
     check_destination(out, models)
     asked = {name: given.pop(name) for name in NAMES}
     check(asked, models)
+    places = where.places()
     request = make_request(models, command_line(), **given)
+    if len(places) > 1:
+        check_several(asked)
+        show_several(request, places, given_settings(ctx), verbosity, as_json=as_json, out=out)
+        return
+    request = dataclasses.replace(request, **places[0].settings(given_settings(ctx)))
 
     from deploykit import profiling
 
-    with (
-        Narration(verbosity) as progress,
-        open_place(
-            progress,
-            on=on,
-            device_python=device_python,
-            accept_new_host=accept_new_host,
-            keep_models=keep_models,
-        ) as place,
-    ):
+    with Narration(verbosity) as progress, open_place(progress, places[0]) as place:
         request = dataclasses.replace(request, place=place)
         report = ask(request, asked, progress) or profiling.profile(request, progress=progress)
     if asked["html"] is not None:

@@ -115,7 +115,7 @@ def allocation(
         if even != counts:
             surrogates.append(studio.bench.at_counts(UNIFORM, even, _assumed(budget)))
         report, predictions = measure_all(studio, surrogates)
-        chosen, said = _judge(report, predictions)
+        chosen, said = _judge(predictions)
         record = AllocationRecord(
             budget=budget.what,
             share=budget.share,
@@ -156,7 +156,7 @@ def choices_of(studio: Studio, least: float) -> list[tuple[int, ...]]:
     return found
 
 
-def make_problem(
+def make_problem(  # noqa: PLR0917 - what the sums are made of
     network: Network,
     choices: Sequence[Sequence[int]],
     table: LatencyTable,
@@ -203,7 +203,11 @@ def _seconds(
     layer: Layer, table: LayerTable | None, seconds: float, counts: Sequence[int]
 ) -> float:
     if table is None:
-        return seconds * layer.scale(counts) if layer.weight else seconds * layer.outputs.share(counts)
+        return (
+            seconds * layer.scale(counts)
+            if layer.weight
+            else seconds * layer.outputs.share(counts)
+        )
     return seconds * table.ratio(layer.inputs.at(counts), layer.outputs.at(counts))
 
 
@@ -230,13 +234,15 @@ def _makers(network: Network, index: int) -> tuple[str, ...]:
 
 
 def _assumed(budget: Budget) -> tuple[str, ...]:
-    return (
-        f"at least {budget.share:g} of the {'weights' if budget.what == 'weights' else 'multiply-accumulates'} are left, and "
-        f"{budget.least:g} of the channels of each group; what it costs on the task is not asked",
+    what = "weights" if budget.what == "weights" else "multiply-accumulates"
+    said = (
+        f"at least {budget.share:g} of the {what} are left, and {budget.least:g} of the channels of each group; what it costs on the "
+        "task is not asked"
     )
+    return (said,)
 
 
-def _judge(report: ProfileReport, predictions: Sequence[Prediction]) -> tuple[str, str]:
+def _judge(predictions: Sequence[Prediction]) -> tuple[str, str]:
     """Which counts to hand out, and why."""
     (mine, *others) = predictions
     if not others:

@@ -237,9 +237,7 @@ def _exchanged(problem: Problem, counts: Counts, least: float) -> Counts | None:
     return best
 
 
-def _moves(
-    problem: Problem, counts: Counts
-) -> Iterator[tuple[int, int, float, float]]:
+def _moves(problem: Problem, counts: Counts) -> Iterator[tuple[int, int, float, float]]:
     """Changes of one group by a few steps: its number, its new count, and the change of time and amount."""
     now = list(counts)
     for group, choices in enumerate(problem.choices):

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from deploykit.profile import Place as MeasuringPlace
     from deploykit.what_if.network import Layer, Network
 
-__all__ = ["LayerTable", "LatencyTable", "measure_table"]
+__all__ = ["LatencyTable", "LayerTable", "measure_table"]
 
 Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
 Floats: TypeAlias = np.ndarray[Any, np.dtype[np.float64]]
@@ -143,7 +143,9 @@ def measure_table(
         rows = []
         for count in inputs:
             rows.append(
-                _time_row(place, count, outputs, folder, on=on, threads=threads, runtime=runtime)
+                _time_row(
+                    place, count, outputs, folder, on=on, threads=threads, runtime=runtime
+                )
             )
             done += 1
             progress(done / total)

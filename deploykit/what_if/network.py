@@ -182,9 +182,7 @@ class Network:
         from passes.planners.counts import counts_of_groups
 
         try:
-            return counts_of_groups(
-                self.pruner.channels, self.groups, keep, self.pruner.held
-            )
+            return counts_of_groups(self.pruner.channels, self.groups, keep, self.pruner.held)
         except PassError as error:
             raise PassFailed("prune-channels", str(error)) from error
 
@@ -236,7 +234,7 @@ class Network:
                 sides = (width(noted[0]), width(noted[1]))
                 name = weight_of(channels, node)
                 yield Layer(
-                        _name(node),
+                    _name(node),
                     name,
                     node.op_type,
                     *sides,
@@ -249,7 +247,7 @@ class Network:
                 incoming = noted.incoming if noted.incoming.size else fixed
                 outgoing = fixed if noted.outgoing is None else noted.outgoing
                 yield Layer(
-                        _name(node),
+                    _name(node),
                     weight_of(channels, node),
                     node.op_type,
                     width(incoming),
@@ -302,9 +300,4 @@ def _name(node: ir.Node) -> str:
 
 def _without_copies(tags: Array) -> Array:
     """Tags without the axes along which they are one and the same array."""
-    return tags[
-        tuple(
-            slice(0, 1) if step == 0 else slice(None)
-            for step in tags.strides
-        )
-    ]
+    return tags[tuple(slice(0, 1) if step == 0 else slice(None) for step in tags.strides)]

@@ -132,9 +132,7 @@ def open_studio(request: Request, options: Options, progress: Progress) -> Itera
         RuntimeUnavailable: the runtime is not there.
     """
     if len(request.models) != 1:
-        msg = (
-            f"what would be is asked of one model, and {len(request.models)} are given. Give one of them."
-        )
+        msg = f"what would be is asked of one model, and {len(request.models)} are given. Give one of them."
         raise UsageError(msg)
     (name,) = labels(request.models)
     progress("reading the model")

@@ -20,7 +20,6 @@ import dataclasses
 import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
@@ -126,9 +125,7 @@ def roofline(
     with open_studio(request, options or Options(), progress) as studio:
         dtype = _dtype(studio.source.model)
         limits = measure_limits(studio, dtype)
-        report = profiling.profile(
-            dataclasses.replace(request, layers=True), progress=progress
-        )
+        report = profiling.profile(dataclasses.replace(request, layers=True), progress=progress)
         work = _find_work(studio, report.models[0].layers)
         layers = tuple(
             judge(row, work[row.name], limits)
@@ -166,7 +163,10 @@ def judge(row: LayerRow, work: Work, limits: Limits) -> RooflineLayer:
     attainable_s = max(compute_s, memory_s)
     share = min(1.0, attainable_s / row.seconds) if row.seconds > 0 else 1.0
     limit: Limit = "compute" if compute_s >= memory_s else "memory"
-    if limits.overhead_s >= MOSTLY * row.seconds or limits.overhead_s > attainable_s > share * row.seconds:
+    if (
+        limits.overhead_s >= MOSTLY * row.seconds
+        or limits.overhead_s > attainable_s > share * row.seconds
+    ):
         limit = "overhead"
     return RooflineLayer(
         name=row.name,
@@ -184,9 +184,7 @@ def judge(row: LayerRow, work: Work, limits: Limits) -> RooflineLayer:
 def _sentence(limit: Limit, share: float, work: Work, limits: Limits, seconds: float) -> str:
     percent = f"{100 * share:.0f} %"
     if limit == "overhead":
-        return (
-            f"{seconds_text(limits.overhead_s)} of {seconds_text(seconds)} are what any node costs: fewer nodes help, less work does not"
-        )
+        return f"{seconds_text(limits.overhead_s)} of {seconds_text(seconds)} are what any node costs: fewer nodes help, less work does not"
     if limit == "memory":
         intensity = work.macs / max(work.bytes, 1)
         start = f"moves {work.bytes / 1e6:.3g} MB for {intensity:.2g} multiply-accumulates a byte, at {percent} of what the device gives"
@@ -359,12 +357,12 @@ def _probes(dtype: np.dtype[Any]) -> Iterator[Probe]:
             macs=9 * channels * channels * size * size,
         )
     for count in STREAMS:
-        shape = (1, count // (2 * dtype.itemsize))
+        line = (1, count // (2 * dtype.itemsize))
         nodes = CHAIN if count <= STREAMS[2] else 2
         yield Probe(
             f"elementwise, {count // 1024:,} KiB",
-            lambda shape=shape, nodes=nodes: _chain(nodes, shape, dtype),  # type: ignore[misc]  # defaults bind them
-            shape,
+            lambda line=line, nodes=nodes: _chain(nodes, line, dtype),  # type: ignore[misc]  # defaults bind them
+            line,
             dtype,
             bytes=count,
             nodes=nodes,

@@ -151,9 +151,7 @@ class Bench:
     ) -> Surrogate:
         """The network at counts of its groups."""
         model, pruning = self.network.cut(counts)
-        return Surrogate(
-            name, self.forms(model), assumed, self._lost(counts), pruning.skips
-        )
+        return Surrogate(name, self.forms(model), assumed, self._lost(counts), pruning.skips)
 
     def forms(self, model: ir.Model) -> dict[str, ir.Model]:
         """A model as it is, and aligned to the multiples that the target likes."""
@@ -191,7 +189,9 @@ class Bench:
                 )
                 raise UsageError(msg)
             share = next(iter(shares), 1.0)
-            counts.append(self.rounded(share * group.size, index) if share < 1.0 else group.size)
+            counts.append(
+                self.rounded(share * group.size, index) if share < 1.0 else group.size
+            )
         return tuple(counts)
 
     def rounded(self, count: float, index: int) -> int:
@@ -258,14 +258,16 @@ class Bench:
         for number, rows in enumerate(np.array_split(dice.permutation(layer.rows), count)):
             # Each block starts where the one before ended, so that no input is left out.
             start = number * layer.columns // count
-            mask[np.ix_(rows, np.take(order, range(start, start + columns), mode="wrap"))] = True
+            mask[np.ix_(rows, np.take(order, range(start, start + columns), mode="wrap"))] = (
+                True
+            )
         shape = layer.array.shape
-        filled = dice.standard_normal(shape).astype(layer.array.dtype)
+        filled: Array = np.asarray(dice.standard_normal(shape)).astype(layer.array.dtype)
         filled *= 1.0 / np.sqrt(max(1, columns * int(np.prod(shape[2:]))))
         filled *= mask.reshape(mask.shape + (1,) * (len(shape) - 2))
         # A product may hold its matrix either way round.
         is_flipped = layer.kind == "linear" and not (
-            layer.node.op_type == "Gemm" and layer.node.attributes.get_int("transB", 0)
+            layer.node.op_type == "Gemm" and layer.node.attributes.get_int("transB")
         )
         weights.set_tensor(layer.weight, filled.T.copy() if is_flipped else filled)
         return None
@@ -325,7 +327,9 @@ class Bench:
 
     def _nothing_text(self, what_if: WhatIf, skips: Sequence[Skip]) -> str:
         why = "; ".join(
-            dict.fromkeys(f"'{skip.subject}': {skip.reason}" for skip in [*skips, *self._stuck()])
+            dict.fromkeys(
+                f"'{skip.subject}': {skip.reason}" for skip in [*skips, *self._stuck()]
+            )
         )
         return (
             f"'{what_if.name}' changes nothing in this model: {why or f'its layers are too narrow for multiples of {self.rounding}'}. "

@@ -63,7 +63,7 @@ def sweep(
         msg = f"a sweep is of one model, and {len(request.models)} are given. Give one of them."
         raise UsageError(msg)
     (name,) = labels(request.models)
-    cores = request.place.describe().cores
+    cores = request.place.describe().usable_cores
     for each in sweeps:
         if each.what == "threads" and max(each.settings) > cores:
             msg = (
@@ -128,9 +128,7 @@ def _run(
         rate = items / p50_s
         speedup = rate / rows[0].items_s if rows else 1.0
         more = setting / each.settings[0] if each.what == "threads" else 1.0
-        rows.append(
-            SweepRow(setting, p50_s, p95_s, rate, speedup, speedup / more, clock)
-        )
+        rows.append(SweepRow(setting, p50_s, p95_s, rate, speedup, speedup / more, clock))
     return SweepRecord(each.what, name, tuple(rows), _said(each.what, rows))
 
 
@@ -144,6 +142,4 @@ def _said(what: str, rows: Sequence[SweepRow]) -> str:
     best = max(rows, key=lambda row: row.items_s)
     first = rows[0]
     word = "a batch of" if what == "batch" else "threads:"
-    return (
-        f"Most items in a second with {word} {best.setting}: {best.items_s:,.4g}, {best.speedup:.2f} times those of {first.setting}."
-    )
+    return f"Most items in a second with {word} {best.setting}: {best.items_s:,.4g}, {best.speedup:.2f} times those of {first.setting}."
