@@ -10,7 +10,7 @@ import click
 
 from deploykit.cli.narration import Narration
 from deploykit.cli.options import command_line, output_options, set_verbosity
-from deploykit.cli.place_options import open_place, place_options
+from deploykit.cli.place_options import Where, given_settings, open_place, place_options
 from deploykit.cli.profile_options import (
     check_destination,
     make_request,
@@ -39,10 +39,7 @@ def command(
     verbose: int,
     quiet: int,
     log_file: Path | None,
-    on: str | None,
-    device_python: str | None,
-    accept_new_host: bool,
-    keep_models: bool,
+    where: Where,
     **given: Any,  # noqa: ANN401 - options of several types
 ) -> None:
     """Compare B with A.
@@ -53,20 +50,13 @@ def command(
     """
     verbosity = set_verbosity(ctx, verbose, quiet, log_file)
     check_destination(out, (a, b))
+    named = where.one("compare")
     request = make_request((a, b), command_line(), **given)
+    request = dataclasses.replace(request, **named.settings(given_settings(ctx)))
 
     from deploykit import comparison
 
-    with (
-        Narration(verbosity) as progress,
-        open_place(
-            progress,
-            on=on,
-            device_python=device_python,
-            accept_new_host=accept_new_host,
-            keep_models=keep_models,
-        ) as place,
-    ):
+    with Narration(verbosity) as progress, open_place(progress, named) as place:
         request = dataclasses.replace(request, place=place)
         result = comparison.compare(request, progress=progress)
     show_result(result, as_json=as_json, out=out, all_layers=verbosity > 0)

@@ -20,7 +20,7 @@ from deploykit.cli.options import (
     read_recipe,
     set_verbosity,
 )
-from deploykit.cli.place_options import open_place, place_options
+from deploykit.cli.place_options import Where, given_settings, open_place, place_options
 from deploykit.errors import UsageError
 
 __all__ = ["command"]
@@ -105,10 +105,7 @@ def command(
     verbose: int,
     quiet: int,
     log_file: Path | None,
-    on: str | None,
-    device_python: str | None,
-    accept_new_host: bool,
-    keep_models: bool,
+    where: Where,
     **given: Any,  # noqa: ANN401 - fields of a recipe
 ) -> None:
     """Optimize the ONNX model SOURCE and write the result to a folder.
@@ -127,7 +124,10 @@ def command(
         msg = "where should the result go? Give a folder with -o OUT, or --dry-run to write nothing."
         raise UsageError(msg)
     began = time.monotonic()
+    named = where.one("optimize")
     recipe = read_recipe(**given)
+    if given["recipe"] is None:
+        recipe = dataclasses.replace(recipe, **named.settings(given_settings(ctx)))
     check_dump_dir(dump_dir)
     check_save_plan(save_plan, None if dry_run else out)
     check_shapes(source, recipe)
@@ -152,16 +152,7 @@ def command(
         screening,
         save_plan,
     )
-    with (
-        Narration(verbosity) as progress,
-        open_place(
-            progress,
-            on=on,
-            device_python=device_python,
-            accept_new_host=accept_new_host,
-            keep_models=keep_models,
-        ) as place,
-    ):
+    with Narration(verbosity) as progress, open_place(progress, named) as place:
         request = dataclasses.replace(request, place=place)
         if dry_run or out is None:
             report = pipeline.plan(request, progress=progress)

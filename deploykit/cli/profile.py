@@ -8,10 +8,10 @@ from typing import Any
 
 import click
 
+from deploykit.cli.devices_narration import check_several, show_several
 from deploykit.cli.narration import Narration
 from deploykit.cli.options import command_line, output_options, set_verbosity
 from deploykit.cli.place_options import Where, given_settings, open_place, place_options
-from deploykit.cli.devices_narration import check_several, show_several
 from deploykit.cli.profile_options import (
     check_destination,
     make_request,

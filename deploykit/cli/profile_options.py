@@ -14,7 +14,13 @@ if TYPE_CHECKING:
     from deploykit.profiling import Request
     from deploykit.report.profile_records import Comparison, ProfileReport
 
-__all__ = ["check_destination", "make_request", "measuring_options", "show_result"]
+__all__ = [
+    "check_destination",
+    "make_request",
+    "measuring_options",
+    "show_result",
+    "write_result",
+]
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -141,6 +147,23 @@ def check_destination(out: Path | None, sources: tuple[Path, ...]) -> None:
         raise UsageError(msg)
 
 
+def write_result(out: Path, text: str) -> None:
+    """Write a document to a file in one step, so that no half of it is ever there.
+
+    Raises:
+        UsageError: it cannot be written.
+    """
+    partial = out.with_name(f".{out.name}.part")
+    try:
+        partial.write_text(text, encoding="utf-8")
+        partial.replace(out)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        msg = f"cannot write the result to '{out}': {error.strerror}. Choose another place."
+        raise UsageError(msg) from error
+    click.echo(f"result: {out}", err=True)
+
+
 def show_result(
     result: ProfileReport | Comparison, *, as_json: bool, out: Path | None, all_layers: bool
 ) -> None:
@@ -149,16 +172,7 @@ def show_result(
     from deploykit.report.profile_records import to_json
 
     if out is not None:
-        # In one step, so that no half of it is ever there.
-        partial = out.with_name(f".{out.name}.part")
-        try:
-            partial.write_text(to_json(result), encoding="utf-8")
-            partial.replace(out)
-        except OSError as error:
-            partial.unlink(missing_ok=True)
-            msg = f"cannot write the result to '{out}': {error.strerror}. Choose another place."
-            raise UsageError(msg) from error
-        click.echo(f"result: {out}", err=True)
+        write_result(out, to_json(result))
     if as_json:
         click.echo(printable_json(to_json(result)), nl=False)
         return

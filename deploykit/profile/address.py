@@ -5,14 +5,11 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Callable
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TypeAlias
 
 from deploykit.errors import UsageError
 
-if TYPE_CHECKING:
-    from deploykit.profile.place import Place
-
-__all__ = ["Address", "Host", "Tell", "find_place", "parse_address"]
+__all__ = ["Address", "Host", "Tell", "parse_address"]
 
 Tell: TypeAlias = Callable[[str, float | None], None]
 """Told what is going on, and how far it is (0 to 1, or None)."""
@@ -106,36 +103,3 @@ def parse_address(text: str) -> Address:
         )
         raise UsageError(msg)
     return Address(found["six"] or found["host"], found["user"], port)
-
-
-def find_place(
-    text: str,
-    *,
-    tell: Tell | None = None,
-    python: str | None = None,
-    accepts_new_host: bool = False,
-    keeps_models: bool = False,
-) -> Place:
-    """The place that users mean by what they write after `--on`. Nothing is connected yet: entering it does that.
-
-    Args:
-        text: an address, or the name of a device.
-        tell: told what is going on: connecting, uploading.
-        python: the Python there; None is its `python3`.
-        accepts_new_host: whether a host key that is not known is taken, and added to the known ones.
-        keeps_models: whether models stay there for the next time.
-
-    Raises:
-        UsageError: there is no such place.
-    """
-    from deploykit.profile.remote import RemotePlace
-
-    host = Host(
-        name=text.strip().removeprefix(SCHEME).rstrip("/"),
-        address=parse_address(text),
-        accepts_new_host=accepts_new_host,
-        keeps_models=keeps_models,
-    )
-    if python is not None:
-        host = dataclasses.replace(host, python=python)
-    return RemotePlace(host, tell=tell)

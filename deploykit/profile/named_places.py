@@ -15,7 +15,7 @@ from deploykit.profile.place import HERE
 if TYPE_CHECKING:
     from deploykit.profile.place import Place
 
-__all__ = ["NamedPlace", "find_places"]
+__all__ = ["HERE_ONLY", "NamedPlace", "find_places"]
 
 SCHEME = "ssh://"
 
@@ -58,6 +58,10 @@ class NamedPlace:
         from deploykit.profile.remote import RemotePlace
 
         return RemotePlace(self.host, tell=tell)
+
+
+HERE_ONLY = (NamedPlace(HERE.name),)
+"""Where models are measured if nobody says anything else."""
 
 
 def find_places(
