@@ -160,6 +160,12 @@ def structure_options(command: Command) -> Command:
             help="refill: whether the mask says how many channels stay, or how many weights.",
         ),
         click.option(
+            "--counts",
+            type=click.Path(path_type=Path, dir_okay=False),
+            metavar="FILE",
+            help="refill: keep as many channels of each weight as the file says, which 'profile --allocate --save-plan' writes.",
+        ),
+        click.option(
             "--columns",
             type=click.Choice(["element", "channel"]),
             default="element",
@@ -372,6 +378,7 @@ def check_options(ctx: click.Context, structure: str, source: str) -> None:
     """
     structures = {
         "refill or refill+": ("criterion", "multiple", "match"),
+        "refill": ("counts",),
         "refill+": ("extra",),
         "regroup": ("columns", "blocks", "form", "target", "group_aware"),
     }
@@ -418,6 +425,10 @@ def make_settings(task: str, **given: Any) -> Settings:  # noqa: ANN401 - option
     elif rounds is None and sparsity is None:
         rounds = ROUNDS
     name = given["structure"]
+    if given["counts"] is not None:
+        from deploykit.channel_counts import read
+
+        options["counts"] = tuple(read(given["counts"]).keep.items())
     return Settings(
         reference=task,
         source=given["source"],

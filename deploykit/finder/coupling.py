@@ -104,12 +104,14 @@ class Coupling:
         shapes: shape of every weight that a member names, and of all weights that were asked for.
         skips: what cannot be dropped, and why, a line a weight.
         channels: the channel map it was read from; None: made by hand, and nothing but the groups is heeded.
+        aliases: by name of a value of the graph that shows a weight whole, the name of that weight.
     """
 
     groups: tuple[CouplingGroup, ...]
     shapes: Mapping[str, tuple[int, ...]]
     skips: tuple[Skip, ...] = ()
     channels: ChannelMap | None = dataclasses.field(default=None, repr=False)
+    aliases: Mapping[str, str] = dataclasses.field(default_factory=dict, repr=False)
 
     def settle(self, keep: Sequence[Bools], worth: Sequence[Array]) -> tuple[Bools, ...]:
         """Let more items stay until the graph can follow; mostly nothing changes.
@@ -155,7 +157,8 @@ def find_coupling(model: ir.Model, names: Collection[str]) -> Coupling:
     found = tuple(_group(group, reader) for group in groups)
     named = {member.weight for group in found for member in group.members} | set(names)
     shapes = {name: _shape(model, name) for name in sorted(named)}
-    return Coupling(found, shapes, tuple(reader.skips(names)), channels)
+    aliases = {name: view.name for name, view in views.items()}
+    return Coupling(found, shapes, tuple(reader.skips(names)), channels, aliases)
 
 
 def _check_names(model: ir.Model, names: Collection[str]) -> None:

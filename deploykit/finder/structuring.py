@@ -16,6 +16,7 @@ from deploykit.errors import DeploykitError, ModelError, UsageError
 from deploykit.finder.coupling import find_coupling
 from deploykit.finder.ranking import Array
 from deploykit.finder.structures import refill as refilling
+from deploykit.finder.structures.counted import find_missed
 from deploykit.finder.structures.refill import CRITERIA, Criterion, Match, refill_coupled
 from deploykit.finder.structures.regroup import Columns, Method, Rule, regroup
 from deploykit.finder.task import asking
@@ -56,6 +57,7 @@ class Structure:
         extra: of refill: share of the dropped channels that is taken back; None: 0, and 0.2 for refill+.
         multiple: of refill: what numbers of channels are rounded to.
         match: of refill: whether the mask says how many channels stay, or how many weights.
+        counts: of refill: output channels to keep, by weight, whatever the mask says; None: the mask says it.
         columns: of regroup: elements, or whole input channels, which stock operators can run.
         blocks: of regroup: blocks in a layer; None: up to 8.
         form: of regroup: blocks of any size, of equal size, or of equal size that share no input.
@@ -69,6 +71,7 @@ class Structure:
     extra: float | None = None
     multiple: int = 1
     match: Match = "rows"
+    counts: tuple[tuple[str, int], ...] | None = None
     columns: Columns = "element"
     blocks: int | None = None
     form: Form = "free"
@@ -90,6 +93,15 @@ class Structure:
             msg = "channels are taken back by 'refill+', not by 'refill'."
             raise UsageError(msg)
 
+        if self.counts is not None:
+            others = self.multiple != 1 or self.match != "rows" or self.extra
+            if self.name != "refill" or others:
+                msg = (
+                    "counts of channels belong to the structure 'refill', and say it all: leave out extra, multiple and match, or "
+                    "the counts."
+                )
+                raise UsageError(msg)
+
     @property
     def share_back(self) -> float:
         """Share of the dropped channels that is taken back."""
@@ -103,6 +115,8 @@ class Structure:
         regrouped = ("name", "columns", "blocks", "form", "method", "rule", "target")
         names = regrouped if self.name == "regroup" else refilled
         found = {name: getattr(self, name) for name in names}
+        if self.counts is not None:
+            found["counts"] = dict(self.counts)
         return found if self.name == "regroup" else {**found, "extra": self.share_back}
 
 
@@ -155,10 +169,13 @@ def apply_structure(
         extra=structure.share_back,
         multiple=structure.multiple,
         match=structure.match,
+        counts=None if structure.counts is None else dict(structure.counts),
     )
     notes = [f"'{skip.subject}': {skip.reason}" for skip in coupling.skips]
+    if structure.counts is not None:
+        notes += find_missed(coupling, dict(structure.counts), made)
     found, left = count_part(masks, masks), count_part(made, masks)
-    if structure.match == "rows" and found - left > TELLING:
+    if structure.counts is None and structure.match == "rows" and found - left > TELLING:
         notes.insert(
             0,
             f"{structure.name} keeps the mask's share of channels, and so fewer weights, down to about the square of it: "

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 import numpy as np
 
 from deploykit.errors import UsageError
+from deploykit.finder.structures.counted import find_counts
 from deploykit.ticket import Array, Bools
 
 if TYPE_CHECKING:
@@ -167,6 +168,7 @@ def refill_coupled(
     multiple: int = 1,
     match: Match = "rows",
     normalise: bool = True,
+    counts: Mapping[str, int] | None = None,
 ) -> dict[str, Bools]:
     """Keep the best channels of a whole network, so that all others can be cut out of it.
 
@@ -188,6 +190,8 @@ def refill_coupled(
             that every weight has an equal say. Behind most convolutions stands a normalisation, and the size of the
             weights in front of it says nothing about what they contribute to a sum. False: the sum as it is, which keeps
             the most magnitude.
+        counts: output channels to keep, by weight, in place of what the masks say, `extra`, `multiple` and `match`; groups of
+            which they say nothing stay whole.
 
     Returns:
         bool masks: of the weights in `masks`, and of all others that read or pass on what is dropped (a classifier's
@@ -209,6 +213,13 @@ def refill_coupled(
             msg = f"the mask '{name}' has shape {list(mask.shape)}, its weight {list(coupling.shapes[name])}."
             raise UsageError(msg)
     pooled = [_pool(group, masks, scores, coupling, normalise) for group in coupling.groups]
+    if counts is not None:
+        wanted = find_counts(coupling, counts)
+        chosen = [
+            _keep_count(group, pool, group.shape[1] if count is None else count)
+            for group, pool, count in zip(coupling.groups, pooled, wanted, strict=True)
+        ]
+        return _masks(coupling, coupling.settle(chosen, [pool.worth for pool in pooled]), masks)
 
     def at(power: float, more: float = 0.0) -> dict[str, Bools]:
         keep = [
@@ -294,9 +305,14 @@ def _keep(
     group: CouplingGroup, pool: _Pool, power: float, extra: float, multiple: int
 ) -> Bools:
     """The items of a group that stay."""
-    held, worth = group.held.reshape(group.shape), pool.worth.reshape(group.shape)
     size = group.shape[1]
     count = _count(pool.remaining, pool.size, size, extra=extra, multiple=multiple, power=power)
+    return _keep_count(group, pool, count)
+
+
+def _keep_count(group: CouplingGroup, pool: _Pool, count: int) -> Bools:
+    """The best items of a group, so many of each line."""
+    held, worth = group.held.reshape(group.shape), pool.worth.reshape(group.shape)
     count = max(count, int(held.sum(1).max(initial=0)))
     keep = np.zeros(group.shape, dtype=np.bool_)
     for line, (mine, stays) in enumerate(zip(worth, held, strict=True)):
