@@ -1,7 +1,7 @@
-"""Times models against each other in ONNX Runtime: a file that stands alone.
+"""Times models against each other: a file that stands alone.
 
-It needs Python 3.8, numpy and onnxruntime, and nothing of deploykit, so that it can be copied to a device and run
-there: `python sampler.py job.json` prints one JSON document a line while the samples are taken.
+It needs Python 3.8, numpy and a runtime (onnxruntime, tensorrt, or NVIDIA's tool trtexec), and nothing of deploykit, so
+that it can be copied to a device and run there: `python sampler.py job.json` prints one JSON document a line while the samples are taken.
 
 How it measures, and why:
 
@@ -12,6 +12,10 @@ How it measures, and why:
 * sessions are built anew several times, because where the weights come to lie in memory changes a model's speed;
 * wall time and processor time are both kept, and all samples are kept: what they mean is decided elsewhere;
 * what may have disturbed a run is noted beside it: how often the thread lost its core, and pages that were not there.
+
+Engines of TensorRT are built once for each model, and timed by the clock of the GPU. `trtexec` is a program: its turns are
+launches, and the runs of a launch are its samples. What differs between launches is then what differs between sessions
+that are built anew, and the interval is as wide as the launches differ, however many runs there are in each.
 
 What it prints are events, of which the last one says how it ended:
 
@@ -38,10 +42,12 @@ import math
 import os
 import platform
 import random
+import re
 import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from pathlib import Path
@@ -61,6 +67,7 @@ if TYPE_CHECKING:
     Source: TypeAlias = str | Path
 
 CPU = "CPUExecutionProvider"
+ONNXRUNTIME, TENSORRT, TRTEXEC = "onnxruntime", "tensorrt", "trtexec"
 SETTLE_S = 0.0005
 
 PACKAGES = (
@@ -114,6 +121,7 @@ def sample(  # noqa: PLR0915 - one thing after the other
     opener: Callable[[Source], Any] | None = None,
     watch: Mapping[str, Any] | None = None,
     on_step: Callable[[str, int], None] | None = None,
+    runtime: str = ONNXRUNTIME,
 ) -> Record:
     """Time models against each other.
 
@@ -136,6 +144,8 @@ def sample(  # noqa: PLR0915 - one thing after the other
             that write a line about as often and are run beside; None watches nothing.
         on_step: called as on_step("open", index) before a model is opened, and as on_step("warm", index) before it runs
             untimed.
+        runtime: what runs the models: "onnxruntime", "tensorrt" or "trtexec". The last two build engines, and heed neither
+            `threads` nor `providers`.
 
     Returns:
         a dict: "rebuild" (one number a round), "wall_s" and "cpu_s" (a list for each model, one number a round, in
@@ -157,6 +167,23 @@ def sample(  # noqa: PLR0915 - one thing after the other
     taken: list[Record] = []
     load_s: list[list[float]] = [[] for _ in models]
     tell = on_step or _tell_nobody
+    if runtime == TRTEXEC:
+        return _sample_launches(
+            Trtexec(feeds),
+            models,
+            dice=dice,
+            start=start,
+            warmup_s=warmup_s,
+            duration_s=duration_s,
+            runs=rounds_each,
+            rebuilds=rebuilds,
+            deadline=deadline,
+            seed=seed,
+            on_round=on_round,
+            watch=watch,
+            tell=tell,
+        )
+    opener, about = (opener, "") if opener is not None else _opener(runtime, feeds)
     open_one = opener or (lambda model: open_session(model, threads, providers))
     is_device = False
     truncated = False
@@ -213,12 +240,23 @@ def sample(  # noqa: PLR0915 - one thing after the other
         "truncated": truncated,
         "elapsed_s": time.perf_counter() - start,
         "providers": list(used),
-        "runtime": "" if opener is not None else "onnxruntime " + _runtime().__version__,
+        "runtime": about if opener is not None else "onnxruntime " + _runtime().__version__,
         "threads": threads,
         "rebuilds": rebuilds,
         "seed": seed,
         "states": watcher.states,
     }
+
+
+def _opener(runtime: str, feeds: Feeds) -> tuple[Callable[[Source], Any] | None, str]:
+    """What opens models in another runtime, and its name and version; None for ONNX Runtime."""
+    if runtime == ONNXRUNTIME:
+        return None, ""
+    if runtime != TENSORRT:
+        msg = f"there is no runtime '{runtime}' to sample with"
+        raise ValueError(msg)
+    engines = Engines(feeds)
+    return engines.open, engines.about
 
 
 def _tell_nobody(step: str, index: int) -> None:
@@ -541,6 +579,587 @@ def _load_average() -> list[float] | None:
         return None
 
 
+# -- TensorRT ------------------------------------------------------------------------------------
+
+ENGINES = (".engine", ".plan", ".trt")
+"""Files of these kinds are engines already."""
+
+ITEM_BYTES = {
+    "FLOAT": 4,
+    "HALF": 2,
+    "BF16": 2,
+    "INT8": 1,
+    "UINT8": 1,
+    "INT32": 4,
+    "INT64": 8,
+    "BOOL": 1,
+}
+NUMPY_TYPES = {
+    "FLOAT": "float32",
+    "HALF": "float16",
+    "INT8": "int8",
+    "UINT8": "uint8",
+    "INT32": "int32",
+    "INT64": "int64",
+    "BOOL": "bool",
+}
+DRIVER = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
+
+
+class Engines:
+    """Builds engines with TensorRT's Python package, 8.5 to 11, and runs them on the first GPU that the driver shows.
+
+    From version 10 on networks are strongly typed: types are those of the model. Before, half precision is allowed where
+    the model uses it. Sparse kernels are allowed.
+
+    Args:
+        feeds: an array for each input, by name.
+        driver: the driver's library; None loads it.
+
+    Attributes:
+        about: name and version of the runtime.
+
+    Raises:
+        ImportError: the package or the driver is not there.
+    """
+
+    def __init__(self, feeds: Feeds, driver: Any = None) -> None:  # noqa: ANN401 - a library
+        self._trt = importlib.import_module("tensorrt")
+        self.about = "tensorrt " + self._trt.__version__
+        self._gpu = Gpu(driver)
+        self._feeds = feeds
+        self._built: dict[str, bytes] = {}
+
+    def open(self, model: Source) -> EngineSession:
+        """Make a model ready to run; it is built if that was not done yet."""
+        key = str(model)
+        if key not in self._built:
+            is_engine = key.endswith(ENGINES)
+            self._built[key] = Path(key).read_bytes() if is_engine else self._build(key)
+        return EngineSession(self._trt, self._built[key], self._gpu, self._feeds)
+
+    def _build(self, model: str) -> bytes:
+        trt = self._trt
+        said: list[str] = []
+        logger = _engine_logger(trt, said)
+        try:
+            builder = trt.Builder(logger)
+        except TypeError as error:
+            raise ImportError(
+                f"TensorRT does not work here: {_last(said)}", name=TENSORRT
+            ) from error
+        major = int(trt.__version__.split(".", 1)[0])
+        kinds = trt.NetworkDefinitionCreationFlag
+        flags = 0
+        if major < 10:
+            flags = 1 << int(kinds.EXPLICIT_BATCH)
+        elif major == 10:
+            flags = 1 << int(kinds.STRONGLY_TYPED)
+        network = builder.create_network(flags)
+        parser = trt.OnnxParser(network, logger)
+        if not parser.parse_from_file(model):
+            found = [str(parser.get_error(index).desc()) for index in range(parser.num_errors)]
+            raise RuntimeError("TensorRT does not read the model: " + _last(found or said))
+        config = builder.create_builder_config()
+        config.set_flag(trt.BuilderFlag.SPARSE_WEIGHTS)
+        if major < 10 and _has_halves(trt, network):
+            config.set_flag(trt.BuilderFlag.FP16)
+        profile = None
+        for index in range(network.num_inputs):
+            tensor = network.get_input(index)
+            if min(tensor.shape, default=0) < 0:
+                profile = profile or builder.create_optimization_profile()
+                sizes = tuple(self._feeds[tensor.name].shape)
+                profile.set_shape(tensor.name, sizes, sizes, sizes)
+        if profile is not None:
+            config.add_optimization_profile(profile)
+        built = builder.build_serialized_network(network, config)
+        if built is None:
+            raise RuntimeError("TensorRT builds no engine of the model: " + _last(said))
+        return bytes(built)
+
+
+def _engine_logger(trt: Any, said: list[str]) -> Any:  # noqa: ANN401 - types of the package
+    """A logger that keeps what went wrong; nothing is printed."""
+
+    class Keeper(trt.ILogger):  # type: ignore[misc]  # a base that is known at run time only
+        def __init__(self) -> None:
+            # The binding looks for its own constructor.
+            trt.ILogger.__init__(self)
+
+        def log(self, severity: Any, message: str) -> None:  # noqa: ANN401 - an enum of the package
+            if severity.name in ("INTERNAL_ERROR", "ERROR"):
+                said.append(message)
+
+    return Keeper()
+
+
+def _has_halves(trt: Any, network: Any) -> bool:  # noqa: ANN401 - types of the package
+    """Whether a layer of the network computes in half precision."""
+    return any(
+        network.get_layer(number).get_output(index).dtype == trt.DataType.HALF
+        for number in range(network.num_layers)
+        for index in range(network.get_layer(number).num_outputs)
+    )
+
+
+def _last(said: Sequence[str]) -> str:
+    """The last things that were said, on one line."""
+    return "; ".join(" ".join(text.split()) for text in said[-4:]) or "it does not say why"
+
+
+class EngineSession:
+    """An engine that is ready to run, with its inputs and outputs in the device's memory: see `opener` of `sample`."""
+
+    def __init__(
+        self,
+        trt: Any,  # noqa: ANN401 - a module
+        engine: bytes,
+        gpu: Gpu,
+        feeds: Feeds,
+    ) -> None:
+        said: list[str] = []
+        logger = _engine_logger(trt, said)
+        self._gpu, self._said = gpu, said
+        self._addresses: list[int] = []
+        runtime = trt.Runtime(logger)
+        opened = runtime.deserialize_cuda_engine(engine)
+        context = None if opened is None else opened.create_execution_context()
+        if context is None:
+            raise RuntimeError("TensorRT does not take the engine on this GPU: " + _last(said))
+        # The engine needs the runtime, and that its logger, for as long as it is used.
+        self._kept = (logger, runtime, opened)
+        self._context: Any = context
+        names = [opened.get_tensor_name(index) for index in range(opened.num_io_tensors)]
+        are_inputs = {
+            name: opened.get_tensor_mode(name) == trt.TensorIOMode.INPUT for name in names
+        }
+        for name in names:
+            if are_inputs[name] and min(opened.get_tensor_shape(name), default=0) < 0:
+                context.set_input_shape(name, tuple(feeds[name].shape))
+        for name in names:
+            if opened.get_tensor_location(name) == trt.TensorLocation.HOST:
+                raise RuntimeError(
+                    f"'{name}' is read by the engine on the host, which is not supported"
+                )
+            self._bind(
+                name,
+                str(opened.get_tensor_dtype(name).name),
+                tuple(context.get_tensor_shape(name)),
+                feeds[name] if are_inputs[name] else None,
+            )
+
+    def run(self, names: None, feeds: Feeds) -> None:
+        """Run it once; outputs stay on the device."""
+        del names
+        self.device_s(feeds)
+
+    def device_s(self, feeds: Feeds) -> float:
+        """Run it once on the inputs that it was opened with; seconds by the device's clock."""
+        del feeds
+        self._gpu.begin_clock()
+        if not self._context.execute_async_v3(self._gpu.stream):
+            raise RuntimeError("the engine does not run: " + _last(self._said))
+        return self._gpu.end_clock()
+
+    def get_providers(self) -> list[str]:
+        """The GPU."""
+        return [self._gpu.name]
+
+    def close(self) -> None:
+        """Give the memory back."""
+        self._context = None
+        self._kept = ()  # type: ignore[assignment]  # nothing is kept any more
+        for address in self._addresses:
+            self._gpu.free(address)
+        self._addresses = []
+
+    def _bind(self, name: str, dtype: str, shape: tuple[int, ...], array: Any) -> None:  # noqa: ANN401 - an array
+        """Give a tensor its memory; that of an input is filled."""
+        if dtype not in ITEM_BYTES or min(shape, default=0) < 0:
+            msg = f"'{name}' ({dtype}, {list(shape)}) cannot be handed over to the engine"
+            raise RuntimeError(msg)
+        size = ITEM_BYTES[dtype]
+        for length in shape:
+            size *= int(length)
+        address = self._gpu.reserve(size)
+        self._addresses.append(address)
+        if array is not None:
+            # numpy knows no bfloat16: such arrays come as they lie in memory.
+            kind = NUMPY_TYPES.get(dtype, array.dtype)
+            self._gpu.upload(address, array.astype(kind).tobytes(), size)
+        if not self._context.set_tensor_address(name, address):
+            raise RuntimeError(f"the engine does not take '{name}': {_last(self._said)}")
+
+
+class Gpu:
+    """The first GPU that NVIDIA's driver shows, used through the driver's library alone. Source: cuda.h.
+
+    Args:
+        driver: the library; None loads it.
+
+    Raises:
+        ImportError: there is none, or no GPU.
+    """
+
+    def __init__(self, driver: Any = None) -> None:  # noqa: ANN401 - a library
+        import ctypes
+
+        self._c = ctypes
+        if driver is None:
+            try:
+                driver = ctypes.CDLL(DRIVER)
+            except OSError as error:
+                raise ImportError(f"there is no NVIDIA driver: {error}", name=DRIVER) from error
+        self._driver = driver
+        count, context, stream = ctypes.c_int(), ctypes.c_void_p(), ctypes.c_void_p()
+        if driver.cuInit(0) or driver.cuDeviceGetCount(ctypes.byref(count)) or not count.value:
+            raise ImportError("the NVIDIA driver shows no GPU: check nvidia-smi", name=DRIVER)
+        name = ctypes.create_string_buffer(256)
+        self._call("cuDeviceGetName", name, ctypes.c_int(256), ctypes.c_int(0))
+        self.name = name.value.decode(errors="replace")
+        self._call("cuDevicePrimaryCtxRetain", ctypes.byref(context), ctypes.c_int(0))
+        self._call("cuCtxSetCurrent", context)
+        # Its work does not wait for that of others in the default stream.
+        self._call("cuStreamCreate", ctypes.byref(stream), ctypes.c_uint(1))
+        self._stream = stream
+        self._events = (ctypes.c_void_p(), ctypes.c_void_p())
+        for event in self._events:
+            self._call("cuEventCreate", ctypes.byref(event), ctypes.c_uint(0))
+
+    @property
+    def stream(self) -> int:
+        """Handle of the stream that work is put in."""
+        return self._stream.value or 0
+
+    def reserve(self, size: int) -> int:
+        """The address of memory, of at least one byte: engines refuse null addresses of empty tensors."""
+        address = self._c.c_uint64()
+        self._call("cuMemAlloc_v2", self._c.byref(address), self._c.c_size_t(max(size, 1)))
+        return int(address.value)
+
+    def upload(self, address: int, data: bytes, room: int) -> None:
+        """Fill memory."""
+        if len(data) != room:
+            raise RuntimeError(f"an input has {len(data)} bytes, and the engine takes {room}")
+        if data:
+            self._call(
+                "cuMemcpyHtoD_v2",
+                self._c.c_uint64(address),
+                self._c.c_char_p(data),
+                self._c.c_size_t(room),
+            )
+
+    def free(self, address: int) -> None:
+        """Give memory back."""
+        self._call("cuMemFree_v2", self._c.c_uint64(address))
+
+    def begin_clock(self) -> None:
+        """Note the time at which the stream gets here."""
+        self._call("cuEventRecord", self._events[0], self._stream)
+
+    def end_clock(self) -> float:
+        """Wait until the stream gets here; seconds since `begin_clock`."""
+        elapsed_ms = self._c.c_float()
+        self._call("cuEventRecord", self._events[1], self._stream)
+        self._call("cuEventSynchronize", self._events[1])
+        self._call("cuEventElapsedTime", self._c.byref(elapsed_ms), *self._events)
+        return float(elapsed_ms.value) * 1e-3
+
+    def _call(self, name: str, *arguments: Any) -> None:  # noqa: ANN401 - what C takes
+        code = getattr(self._driver, name)(*arguments)
+        if code == 2:
+            raise MemoryError("the GPU has not enough memory free for the model")
+        if code:
+            raise RuntimeError(f"the GPU failed: {name} says {code}")
+
+
+# -- trtexec -------------------------------------------------------------------------------------
+
+TRTEXEC_PLACES = (
+    "/usr/src/tensorrt/bin/trtexec",
+    "/opt/tensorrt/bin/trtexec",
+    "/usr/local/tensorrt/bin/trtexec",
+)
+"""Where NVIDIA's packages put it, which is on nobody's path."""
+
+STATIC = "Static model does not take explicit shapes"
+MOST_RUNS = 500
+"""Runs of a launch that are kept: a small engine runs ten thousand times a second."""
+
+
+class Trtexec:
+    """NVIDIA's `trtexec`, of TensorRT 8 to 11: builds an engine, and times it in a process of its own.
+
+    Args:
+        feeds: an array for each input, by name.
+
+    Attributes:
+        about: name and version of the runtime.
+
+    Raises:
+        ImportError: it is not there, or does not start.
+    """
+
+    def __init__(self, feeds: Feeds) -> None:
+        tool = find_trtexec()
+        if tool is None:
+            text = f"trtexec is neither on the path nor at {TRTEXEC_PLACES[0]}"
+            raise ImportError(text, name=TRTEXEC)
+        self._tool = tool
+        # Options come and go between versions; what it knows it lists.
+        helped = _run_command([tool, "--help"], None, 60.0)
+        self._options = set(re.findall(r"--(\w+)", helped["text"]))
+        if "loadEngine" not in self._options:
+            raise ImportError(
+                "'{} --help' does not answer: {}".format(tool, _last([helped["text"]])),
+                name=TRTEXEC,
+            )
+        self.about = TRTEXEC + read_trtexec_version(helped["text"])
+        self._feeds = feeds
+        self._folder = tempfile.mkdtemp(prefix="deploykit-trtexec-")
+        self._shaped: dict[str, bool] = {}
+
+    def close(self) -> None:
+        """Remove the engines."""
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    def build(self, model: Source, number: int, wait: Callable[[Any], None]) -> str:
+        """Build an engine of a model, unless it is one; its path.
+
+        Args:
+            model: the model.
+            number: of it, for the name of the file.
+            wait: waits for a process.
+
+        Raises:
+            RuntimeError: trtexec refuses the model.
+        """
+        if str(model).endswith(ENGINES):
+            return str(model)
+        path = os.path.join(self._folder, f"{number}.engine")  # noqa: PTH118 - a text is needed
+        skip = "skipInference" if "skipInference" in self._options else "buildOnly"
+        plain = ["--onnx=" + str(model), "--saveEngine=" + path, "--" + skip]
+        plain += self._known("sparsity=enable", "stronglyTyped")
+        shapes = "--shapes=" + ",".join(
+            name + ":" + "x".join(map(str, array.shape)) for name, array in self._feeds.items()
+        )
+        # A model that leaves no size open refuses to be given any; one that does would be built for others.
+        code, text = self._run([*plain, shapes], wait)
+        is_shaped = STATIC not in text
+        if not is_shaped:
+            code, text = self._run(plain, wait)
+        if (
+            code
+            and "stronglyTyped" not in self._options
+            and re.search("fp16|half", text, re.IGNORECASE)
+        ):
+            # Before version 10 half precision has to be allowed, also where the model is in it.
+            code, text = self._run([*plain, "--fp16", *([shapes] if is_shaped else [])], wait)
+        if code or not os.path.exists(path):  # noqa: PTH110 - a text
+            raise RuntimeError("trtexec builds no engine of the model: " + _trtexec_error(text))
+        self._shaped[path] = is_shaped
+        return path
+
+    def launch(
+        self,
+        engine: str,
+        *,
+        warmup_s: float,
+        duration_s: float,
+        runs: int,
+        wait: Callable[[Any], None],
+    ) -> list[float]:
+        """Run an engine for a while; seconds of each run on the device's clock, without copies to it and back.
+
+        Raises:
+            RuntimeError: it does not run, or its times cannot be read.
+        """
+        times = os.path.join(self._folder, "times.json")  # noqa: PTH118 - a text is needed
+        arguments = [
+            "--loadEngine=" + engine,
+            f"--iterations={runs}",
+            f"--warmUp={max(warmup_s * 1e3, 1.0):g}",
+            f"--duration={duration_s:g}",
+            "--exportTimes=" + times,
+            *self._known("noDataTransfers", "useSpinWait"),
+        ]
+        if self._shaped.get(engine):
+            arguments.append(
+                "--shapes="
+                + ",".join(
+                    name + ":" + "x".join(map(str, each.shape))
+                    for name, each in self._feeds.items()
+                )
+            )
+        if os.path.exists(times):  # noqa: PTH110 - a text
+            os.remove(times)  # noqa: PTH107 - a text
+        code, text = self._run([*arguments, *self._inputs()], wait)
+        if code or not os.path.exists(times):  # noqa: PTH110 - a text
+            raise RuntimeError("trtexec does not run the engine: " + _trtexec_error(text))
+        with open(times, encoding="utf-8") as file:  # noqa: PTH123 - a text
+            rows = json.load(file)
+        found = [float(row["computeMs"]) * 1e-3 for row in rows]
+        if not found:
+            raise RuntimeError("trtexec took no times: give a longer duration")
+        return found
+
+    def _known(self, *options: str) -> list[str]:
+        """Those of the options that this version has."""
+        return [
+            "--" + option for option in options if option.partition("=")[0] in self._options
+        ]
+
+    def _inputs(self) -> list[str]:
+        """The option that gives it our inputs, where their names can be written in it."""
+        if "loadInputs" not in self._options or any(
+            set(name) & set(":,'\" ") for name in self._feeds
+        ):
+            return []
+        given = []
+        for number, (name, array) in enumerate(self._feeds.items()):
+            path = os.path.join(self._folder, f"input{number}.bin")  # noqa: PTH118 - a text is needed
+            if not os.path.exists(path):  # noqa: PTH110 - a text
+                Path(path).write_bytes(array.tobytes())
+            given.append(name + ":" + path)
+        return ["--loadInputs=" + ",".join(given)]
+
+    def _run(self, arguments: Sequence[str], wait: Callable[[Any], None]) -> tuple[int, str]:
+        """Run it; the exit code, and what it said."""
+        with tempfile.TemporaryFile() as said:
+            process = subprocess.Popen(  # noqa: S603 - the tool that was found
+                [self._tool, *arguments],
+                stdin=subprocess.DEVNULL,
+                stdout=said,
+                stderr=subprocess.STDOUT,
+                env=_plain_environment(),
+            )
+            try:
+                wait(process)
+            finally:
+                if process.poll() is None:
+                    process.kill()
+                    process.wait()
+            said.seek(0)
+            return process.returncode, said.read().decode("utf-8", errors="replace")
+
+
+def find_trtexec() -> str | None:
+    """The path of trtexec; None where there is none."""
+    return _find_tool(TRTEXEC) or next(
+        (path for path in TRTEXEC_PLACES if os.access(path, os.X_OK)), None
+    )
+
+
+def read_trtexec_version(text: str) -> str:
+    """The version in "[TensorRT v8502]" or "[TensorRT v100300]", as " 8.5.2" or " 10.3.0"; empty if it says none."""
+    found = re.search(r"\[TensorRT v(\d+)\]", text)
+    if found is None:
+        return ""
+    number = int(found[1])
+    # 8 wrote major, minor and patch with two digits in all; 10 and later with four.
+    head, rest = divmod(number, 10000 if number >= 100000 else 1000)
+    minor, patch = divmod(rest, 100)
+    return f" {head}.{minor}.{patch}"
+
+
+def _trtexec_error(text: str) -> str:
+    """What trtexec complained of: lines such as "[E] Error[4]: ..."."""
+    wrong = [line.partition("[E]")[2] for line in text.splitlines() if "[E]" in line]
+    return _last(wrong or text.splitlines())
+
+
+def _sample_launches(
+    tool: Trtexec,
+    models: Sequence[Source],
+    *,
+    dice: random.Random,
+    start: float,
+    warmup_s: float,
+    duration_s: float,
+    runs: int,
+    rebuilds: int,
+    deadline: float,
+    seed: int,
+    on_round: Callable[[float, Record], None] | None,
+    watch: Mapping[str, Any] | None,
+    tell: Callable[[str, int], None],
+) -> Record:
+    """What `sample` does, with launches of a program for sessions: all models take turns, in a new order every time."""
+    count = len(models)
+    watcher = Watcher(watch or {}, start)
+
+    def wait(process: Any) -> None:  # noqa: ANN401 - a process
+        while process.poll() is None:
+            watcher.take()
+            time.sleep(0.02)
+
+    taken: list[Record] = []
+    load_s: list[list[float]] = [[] for _ in models]
+    truncated = False
+    try:
+        engines = []
+        for index, model in enumerate(models):
+            tell("open", index)
+            engines.append(tool.build(model, index, wait))
+        for turn in range(rebuilds):
+            if taken and time.perf_counter() > deadline:
+                truncated = True
+                break
+            order = dice.sample(range(count), count)
+            times: list[list[float]] = [[] for _ in models]
+            for place, index in enumerate(order):
+                tell("warm", index)
+                began = time.perf_counter()
+                times[index] = tool.launch(
+                    engines[index],
+                    warmup_s=warmup_s,
+                    duration_s=duration_s / rebuilds,
+                    runs=runs,
+                    wait=wait,
+                )
+                # What is not running is loading, and the program's own start.
+                took_s = time.perf_counter() - began
+                load_s[index].append(max(took_s - sum(times[index]) - warmup_s, 0.0))
+                if on_round is not None and place + 1 < count:
+                    on_round(
+                        (turn + (place + 1) / count) / rebuilds,
+                        {"rebuild": turn, "order": order},
+                    )
+            fewest = min(map(len, times))
+            kept = range(0, fewest, -(-fewest // MOST_RUNS))
+            taken += [
+                {"rebuild": turn, "order": order, "wall_s": [each[run] for each in times]}
+                for run in kept
+            ]
+            if on_round is not None:
+                on_round((turn + 1) / rebuilds, taken[-1])
+    finally:
+        watcher.stop()
+        tool.close()
+    wall_s = [[record["wall_s"][index] for record in taken] for index in range(count)]
+    nothing = [[0] * len(taken) for _ in models]
+    return {
+        "rebuild": [record["rebuild"] for record in taken],
+        "wall_s": wall_s,
+        # What the host does meanwhile is not known of single runs.
+        "cpu_s": wall_s,
+        "switches": nothing,
+        "faults": nothing,
+        "load_s": load_s,
+        "cpu_clock": "process",
+        "is_device": True,
+        "truncated": truncated,
+        "elapsed_s": time.perf_counter() - start,
+        "providers": ["GPU"],
+        "runtime": tool.about,
+        "threads": None,
+        "rebuilds": rebuilds,
+        "seed": seed,
+        "states": watcher.states,
+    }
+
+
 def _most_memory() -> int | None:
     """The most memory that this process ever held, in bytes."""
     try:
@@ -587,7 +1206,9 @@ def _carry_out(job: Record) -> int:
         _print({"event": "end", **look(**job["look"])})
         return 0
     is_memory = job.pop("memory", False)
-    unknown = sorted(set(job) - set(DEFAULTS) - {"models", "inputs", "providers", "watch"})
+    unknown = sorted(
+        set(job) - set(DEFAULTS) - {"models", "inputs", "providers", "watch", "runtime"}
+    )
     if unknown or "models" not in job or "inputs" not in job:
         sys.stderr.write(
             "a job has models, inputs and {}; not {}\n".format(", ".join(DEFAULTS), unknown)
