@@ -74,9 +74,11 @@ def render_profile(report: ProfileReport, *, all_layers: bool = False) -> Render
             parts.append(Text(f"{model.name}: {told}", "dim"))
     if report.relative:
         parts += [Text(""), _relative(report.relative)]
-    if len(report.models) == 1 and report.models[0].layers:
+    # A roofline says more of the same layers.
+    has_layers = bool(report.models[0].layers) and report.roofline is None
+    if len(report.models) == 1 and has_layers:
         parts += [Text(""), *_layers(report.models[0], all_layers=all_layers)]
-    elif report.models[0].layers:
+    elif has_layers:
         parts += [Text(""), *_layers_of_all(report.models, all_layers=all_layers)]
     parts += what_if_parts(report, all_layers=all_layers)
     parts += _sparse(report)
