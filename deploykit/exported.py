@@ -13,7 +13,7 @@ from deploykit.foreign_tickets import read_ticket
 from deploykit.ticket import Block
 from deploykit.torch_source import Feeds, PlacedBlocks, Written
 
-__all__ = ["examples_file", "keep", "read"]
+__all__ = ["examples_file", "keep", "model_file", "read"]
 
 RECORD = "exported.json"
 EXAMPLES = "examples.npz"
@@ -83,6 +83,12 @@ def read(folder: Path, ticket: Path | None) -> Written:
         None if ticket is None else read_ticket(ticket),
         record["ticket_sha256"],
     )
+
+
+def model_file(folder: Path) -> Path:
+    """The file of a kept model."""
+    record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+    return folder / str(record["model"])
 
 
 def examples_file(folder: Path) -> Path | None:

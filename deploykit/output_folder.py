@@ -35,6 +35,7 @@ OWN_FILES = frozenset(
     {
         *("model.onnx", "model.onnx.data", "report.json", "report.html", "recipe.toml"),
         *("model.tensorrt.engine", "model.tensorrt-rtx.engine"),
+        *("manifest.json", "junit.xml", "summary.md"),
     }
 )
 """What a result folder holds; only such files are ever replaced."""

@@ -23,7 +23,7 @@ from typing import Any
 from deploykit import registry
 from deploykit.errors import UsageError
 
-__all__ = ["Recipe", "merge", "parse_shape", "read", "to_toml"]
+__all__ = ["Recipe", "merge", "parse_shape", "read", "to_toml", "toml_key", "toml_value"]
 
 
 CHOICES = ("measure", "static")
@@ -208,11 +208,11 @@ def to_toml(recipe: Recipe) -> str:
             or (value in ((), {}) and field.name != "passes")
         ):
             continue
-        lines.append(f"{field.name} = {_toml(value)}")
+        lines.append(f"{field.name} = {toml_value(value)}")
     for name, values in recipe.options.items():
-        lines += ["", f"[options.{_key(name)}]"]
+        lines += ["", f"[options.{toml_key(name)}]"]
         lines += [
-            f"{_key(option)} = {_toml(value)}"
+            f"{toml_key(option)} = {toml_value(value)}"
             for option, value in values.items()
             if value is not None
         ]
@@ -247,23 +247,27 @@ def _typed(path: Path, key: str, value: object) -> Any:  # noqa: ANN401 - of the
     raise UsageError(msg)
 
 
-def _toml(value: object) -> str:
+def toml_value(value: object) -> str:
+    """A value as TOML writes it."""
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, Mapping):
         return (
             "{ "
-            + ", ".join(f"{_key(str(key))} = {_toml(part)}" for key, part in value.items())
+            + ", ".join(
+                f"{toml_key(str(key))} = {toml_value(part)}" for key, part in value.items()
+            )
             + " }"
         )
     if isinstance(value, tuple | list):
-        return "[" + ", ".join(_toml(part) for part in value) + "]"
+        return "[" + ", ".join(toml_value(part) for part in value) + "]"
     if isinstance(value, int | float):
         return repr(value)
     return _string(str(value))
 
 
-def _key(name: str) -> str:
+def toml_key(name: str) -> str:
+    """A key as TOML writes it: in quotes where it has to be."""
     plain = name.replace("-", "").replace("_", "")
     return name if plain.isascii() and plain.isalnum() else _string(name)
 

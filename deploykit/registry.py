@@ -34,6 +34,7 @@ __all__ = [
     "defaults",
     "expanded",
     "find",
+    "names_for_checkers",
     "parse_setting",
     "required",
     "settable",
@@ -248,7 +249,7 @@ def _hints(kind: type[Pass]) -> dict[str, Any]:
     names = {
         **vars(builtins),
         **(vars(module) if module else {}),
-        **_names_for_checkers(module),
+        **names_for_checkers(module),
     }
     return {
         name: _resolved(str(parameter.annotation), names, type(parameter.default))
@@ -264,7 +265,7 @@ def _resolved(annotation: str, names: dict[str, Any], default: type) -> Any:  # 
         return default
 
 
-def _names_for_checkers(module: types.ModuleType | None) -> dict[str, Any]:
+def names_for_checkers(module: types.ModuleType | None) -> dict[str, Any]:
     """What a module imports under `if TYPE_CHECKING:` only, as most do with the types of options."""
     found: dict[str, Any] = {}
     try:

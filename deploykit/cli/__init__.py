@@ -23,7 +23,18 @@ from deploykit.errors import DeploykitError, ModelError, UsageError
 
 __all__ = ["main", "program"]
 
-COMMANDS = ("optimize", "find", "profile", "inspect", "compare", "runtimes", "passes", "schema")
+COMMANDS = (
+    "optimize",
+    "find",
+    "run",
+    "sweep",
+    "profile",
+    "inspect",
+    "compare",
+    "runtimes",
+    "passes",
+    "schema",
+)
 LIBRARIES = ("onnx", "onnx-ir", "onnxruntime", "numpy", "torch")
 BUG = 70
 INTERRUPTED = 130
@@ -118,11 +129,13 @@ def _tell_bug(ctx: click.Context, error: Exception) -> NoReturn:
 
 def _tell(ctx: click.Context, message: str, error: Exception | None, *more: str) -> None:
     """Print a message on stderr: one line, whatever the names in it, and others below it."""
+    # A command that is given secrets says how they are taken out.
+    redact = ctx.obj.get("redact", str)
     if error is not None and ctx.obj["verbosity"] >= 2:
-        click.echo("".join(traceback.format_exception(error)), err=True, nl=False)
+        click.echo(redact("".join(traceback.format_exception(error))), err=True, nl=False)
     click.secho("Error: ", fg="red", err=True, nl=False)
     for line in (message, *more):
-        click.echo(printable_text(" ".join(line.split())), err=True)
+        click.echo(printable_text(redact(" ".join(line.split()))), err=True)
 
 
 def _print_version(ctx: click.Context, parameter: click.Parameter, value: bool) -> None:

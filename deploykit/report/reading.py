@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 from deploykit.errors import UsageError
+from deploykit.registry import names_for_checkers
 
 __all__ = ["from_document"]
 
@@ -45,8 +46,9 @@ def _record(kind: type[Record], document: Mapping[str, Any]) -> Record:
 
 @functools.cache
 def _readers(kind: Any) -> dict[str, Callable[[Any], Any]]:  # noqa: ANN401 - a dataclass
-    names = vars(sys.modules[kind.__module__])
-    hints = typing.get_type_hints(kind, names)
+    module = sys.modules[kind.__module__]
+    # Some of them are imported for type checkers only.
+    hints = typing.get_type_hints(kind, {**vars(module), **names_for_checkers(module)})
     return {
         field.name: _reader(hints[field.name])
         for field in dataclasses.fields(kind)

@@ -46,18 +46,15 @@ class Figures:
 
     Attributes:
         report: of the optimization.
+        devices: names of the devices that something was to be measured on.
         profiles: original and result measured in turns, by device.
         accuracy: how good both are; None if that was not looked at.
     """
 
     report: Report
+    devices: tuple[str, ...]
     profiles: Mapping[str, ProfileReport]
     accuracy: AccuracyRecord | None = None
-
-    @property
-    def devices(self) -> tuple[str, ...]:
-        """Names of the devices that something was measured on."""
-        return tuple(self.profiles)
 
     def find(self, metric: str, device: str | None, *, relative: bool = False) -> Figure:
         """The figure of a metric.
@@ -67,10 +64,14 @@ class Figures:
             device: where it was measured; None where devices make no difference.
             relative: whether it is to be held against that of the original: its interval is that of such a comparison.
         """
-        if device is not None:
+        if device is not None and device in self.profiles:
             return _measured(self.profiles[device], metric, relative=relative)
-        if metric == "accuracy":
-            return _accuracy(self.accuracy)
+        if metric == "accuracy" and self.accuracy is not None:
+            # Both were tried on the same examples, which an interval of one of them does not know.
+            ci95 = None if relative else self.accuracy.ci95
+            return Figure(self.accuracy.optimized, self.accuracy.original, ci95)
+        if device is not None or metric == "accuracy":
+            return Figure(None, note="nothing was run: the outputs differ from the original's")
         return _counted(self.report, metric)
 
 
@@ -151,9 +152,3 @@ def _counted(report: Report, metric: str) -> Figure:
     if count.after is None:
         return Figure(None, note="it could not be counted")
     return Figure(float(count.after), None if count.before is None else float(count.before))
-
-
-def _accuracy(found: AccuracyRecord | None) -> Figure:
-    if found is None:
-        return Figure(None, note="it was not looked at")
-    return Figure(found.optimized, found.original, found.ci95)

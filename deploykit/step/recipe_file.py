@@ -16,6 +16,7 @@ from deploykit.recipe import Recipe
 from deploykit.step import gates as gate_rules
 from deploykit.step.accuracy import BUILT_IN, check_metric
 from deploykit.step.layered import Layers, read_layers
+from deploykit.step.places import find as find_place
 from deploykit.step.records import AccuracySpec, DeviceSpec, Gate, MeasureSpec, StepRecipe
 from deploykit.step.schema import nearest
 from deploykit.step.toml_lines import KeyPath
@@ -295,7 +296,7 @@ def _devices(layers: Layers) -> tuple[DeviceSpec, ...]:
             )
         if on != HERE:
             with _placed(layers, path):
-                _check_device(on)
+                find_place(on, layers.files[0].parent)
         plain = on.removeprefix("ssh://").rstrip("/")
         name = table.get("name") or STRANGE.sub("-", plain).strip("-.")
         if name in {device.name for device in found}:
@@ -305,17 +306,6 @@ def _devices(layers: Layers) -> tuple[DeviceSpec, ...]:
             )
         found.append(DeviceSpec(on, name))
     return tuple(found)
-
-
-def _check_device(on: str) -> None:
-    """Refuse what is no device. Nothing is connected.
-
-    Raises:
-        UsageError: there is no such device.
-    """
-    from deploykit.step.places import find
-
-    find(on)
 
 
 def _accuracy(layers: Layers) -> AccuracySpec | None:
