@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 import numpy as np
 
-from deploykit.errors import ModelError
+from deploykit.errors import ModelError, RuntimeUnavailable
 from deploykit.profile import device, sampler
 from deploykit.profile.memory import memory_peak
 from deploykit.profile.state.seen import COMMANDS, Seen, look_here
@@ -34,6 +34,8 @@ Watch: TypeAlias = Mapping[str, Any]
 Share: TypeAlias = Callable[[float], None]
 
 CPU = "CPUExecutionProvider"
+TRTEXEC = "trtexec"
+"""The runtime that has no sessions: the sampler launches it."""
 
 
 class Place(Protocol):
@@ -154,12 +156,12 @@ class Here:
         progress: Share | None = None,
         watch: Watch | None = None,
     ) -> Record:
-        """Time models against each other: `Place.sample`. What runs them is `runner`, whatever `runtime` says."""
-        del runtime
+        """Time models against each other: `Place.sample`. What runs them is `runner`, or by `runtime` the sampler itself."""
         paths = [str(path) for path in models]
         runner = self.runner
+        launches = runtime == TRTEXEC
         # A model that does not run is reported by the module that knows the runtime's messages.
-        for path in paths:
+        for path in () if launches else paths:
             self._run_once(path, feeds, threads)
         try:
             taken: Record = sampler.sample(
@@ -169,15 +171,19 @@ class Here:
                 providers=self.providers,
                 on_round=None if progress is None else lambda done, _: progress(done),
                 opener=None
-                if runner is None
+                if runner is None or launches
                 else lambda model: runner.open(Path(model), feeds),
+                runtime=TRTEXEC if launches else DEFAULT,
                 watch=watch,
                 **dataclasses.asdict(settings),
             )
+        except ImportError as error:
+            msg = f"{runtime} does not run here: {error}"
+            raise RuntimeUnavailable(msg) from error
         except RuntimeError as error:
             msg = f"measuring {', '.join(paths)} failed: {error}"
             raise ModelError(msg) from error
-        return taken if runner is None else {**taken, "runtime": runner.about}
+        return taken if runner is None or launches else {**taken, "runtime": runner.about}
 
     def memory_peak(
         self, model: str | Path, feeds: Feeds, *, threads: int | None = 1

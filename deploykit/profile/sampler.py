@@ -896,6 +896,7 @@ class Trtexec:
 
     Attributes:
         about: name and version of the runtime.
+        said: what it said while it built the last engine.
 
     Raises:
         ImportError: it is not there, or does not start.
@@ -904,7 +905,7 @@ class Trtexec:
     def __init__(self, feeds: Feeds) -> None:
         tool = find_trtexec()
         if tool is None:
-            text = f"trtexec is neither on the path nor at {TRTEXEC_PLACES[0]}"
+            text = "trtexec is neither on the path nor where packages put it (/usr/src/tensorrt/bin)"
             raise ImportError(text, name=TRTEXEC)
         self._tool = tool
         # Options come and go between versions; what it knows it lists.
@@ -916,6 +917,7 @@ class Trtexec:
                 name=TRTEXEC,
             )
         self.about = TRTEXEC + read_trtexec_version(helped["text"])
+        self.said = ""
         self._feeds = feeds
         self._folder = tempfile.mkdtemp(prefix="deploykit-trtexec-")
         self._shaped: dict[str, bool] = {}
@@ -940,10 +942,8 @@ class Trtexec:
         path = os.path.join(self._folder, f"{number}.engine")  # noqa: PTH118 - a text is needed
         skip = "skipInference" if "skipInference" in self._options else "buildOnly"
         plain = ["--onnx=" + str(model), "--saveEngine=" + path, "--" + skip]
-        plain += self._known("sparsity=enable", "stronglyTyped")
-        shapes = "--shapes=" + ",".join(
-            name + ":" + "x".join(map(str, array.shape)) for name, array in self._feeds.items()
-        )
+        plain += self._known("sparsity=enable", "stronglyTyped", "verbose")
+        shapes = self._shapes()
         # A model that leaves no size open refuses to be given any; one that does would be built for others.
         code, text = self._run([*plain, shapes], wait)
         is_shaped = STATIC not in text
@@ -959,7 +959,35 @@ class Trtexec:
         if code or not os.path.exists(path):  # noqa: PTH110 - a text
             raise RuntimeError("trtexec builds no engine of the model: " + _trtexec_error(text))
         self._shaped[path] = is_shaped
+        self.said = text
         return path
+
+    def profile(
+        self,
+        engine: str,
+        *,
+        warmup_s: float,
+        duration_s: float,
+        wait: Callable[[Any], None],
+    ) -> str:
+        """Time the layers of an engine; the JSON that trtexec writes of them.
+
+        Raises:
+            RuntimeError: it does not run.
+        """
+        file = os.path.join(self._folder, "profile.json")  # noqa: PTH118 - a text is needed
+        extra = ["--dumpProfile", "--exportProfile=" + file, *self._known("separateProfileRun")]
+        self._load(
+            engine,
+            warmup_s=warmup_s,
+            duration_s=duration_s,
+            runs=10,
+            extra=[*extra, *self._inputs()],
+            wait=wait,
+            file=file,
+        )
+        with open(file, encoding="utf-8") as read:  # noqa: PTH123 - a text
+            return read.read()
 
     def launch(
         self,
@@ -976,33 +1004,55 @@ class Trtexec:
             RuntimeError: it does not run, or its times cannot be read.
         """
         times = os.path.join(self._folder, "times.json")  # noqa: PTH118 - a text is needed
-        arguments = [
-            "--loadEngine=" + engine,
-            f"--iterations={runs}",
-            f"--warmUp={max(warmup_s * 1e3, 1.0):g}",
-            f"--duration={duration_s:g}",
-            "--exportTimes=" + times,
-            *self._known("noDataTransfers", "useSpinWait"),
-        ]
-        if self._shaped.get(engine):
-            arguments.append(
-                "--shapes="
-                + ",".join(
-                    name + ":" + "x".join(map(str, each.shape))
-                    for name, each in self._feeds.items()
-                )
-            )
-        if os.path.exists(times):  # noqa: PTH110 - a text
-            os.remove(times)  # noqa: PTH107 - a text
-        code, text = self._run([*arguments, *self._inputs()], wait)
-        if code or not os.path.exists(times):  # noqa: PTH110 - a text
-            raise RuntimeError("trtexec does not run the engine: " + _trtexec_error(text))
+        extra = ["--exportTimes=" + times, *self._known("noDataTransfers", "useSpinWait")]
+        self._load(
+            engine,
+            warmup_s=warmup_s,
+            duration_s=duration_s,
+            runs=runs,
+            extra=[*extra, *self._inputs()],
+            wait=wait,
+            file=times,
+        )
         with open(times, encoding="utf-8") as file:  # noqa: PTH123 - a text
             rows = json.load(file)
         found = [float(row["computeMs"]) * 1e-3 for row in rows]
         if not found:
             raise RuntimeError("trtexec took no times: give a longer duration")
         return found
+
+    def _load(
+        self,
+        engine: str,
+        *,
+        warmup_s: float,
+        duration_s: float,
+        runs: int,
+        extra: Sequence[str],
+        wait: Callable[[Any], None],
+        file: str,
+    ) -> None:
+        """Run an engine with options that make trtexec write a file."""
+        arguments = [
+            "--loadEngine=" + engine,
+            f"--iterations={runs}",
+            f"--warmUp={max(warmup_s * 1e3, 1.0):g}",
+            f"--duration={duration_s:g}",
+            *extra,
+        ]
+        if self._shaped.get(engine):
+            arguments.append(self._shapes())
+        if os.path.exists(file):  # noqa: PTH110 - a text
+            os.remove(file)  # noqa: PTH107 - a text
+        code, text = self._run(arguments, wait)
+        if code or not os.path.exists(file):  # noqa: PTH110 - a text
+            raise RuntimeError("trtexec does not run the engine: " + _trtexec_error(text))
+
+    def _shapes(self) -> str:
+        """The option that gives sizes to what a model leaves open."""
+        return "--shapes=" + ",".join(
+            name + ":" + "x".join(map(str, array.shape)) for name, array in self._feeds.items()
+        )
 
     def _known(self, *options: str) -> list[str]:
         """Those of the options that this version has."""

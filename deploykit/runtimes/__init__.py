@@ -43,7 +43,7 @@ Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
 
 DEFAULT = "onnxruntime"
 
-RUNTIMES: tuple[str, ...] = (DEFAULT, "tensorrt", "tensorrt-rtx", "torch")
+RUNTIMES: tuple[str, ...] = (DEFAULT, "tensorrt", "tensorrt-rtx", "trtexec", "torch")
 """Names that `--runtime` takes."""
 
 ENGINES: tuple[str, ...] = ("tensorrt", "tensorrt-rtx")

@@ -1,4 +1,4 @@
-"""Reads the JSON files that NVIDIA's `trtexec` writes: `--exportProfile` and `--exportTimes`.
+"""NVIDIA's `trtexec` as a runtime, and the JSON files that it writes: `--exportProfile` and `--exportTimes`.
 
 `--exportLayerInfo` is the inspector's own JSON: see `inspector`.
 """
@@ -8,11 +8,16 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from deploykit.errors import UsageError
+from deploykit.errors import RuntimeUnavailable, UsageError
+from deploykit.runtimes import Capabilities, Claim
+from deploykit.runtimes.probe import find_driver
 
-__all__ = ["LayerMean", "Times", "read_profile", "read_times"]
+if TYPE_CHECKING:
+    from deploykit.runtimes.trtexec_runner import TrtexecRunner
+
+__all__ = ["LayerMean", "Times", "capabilities", "read_profile", "read_times", "start"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,6 +46,49 @@ class Times:
 
     compute_s: tuple[float, ...]
     latency_s: tuple[float, ...]
+
+
+def capabilities() -> Capabilities:
+    """Say what trtexec can do on this machine; never raises. A model is first tried when it is measured."""
+    from deploykit.runtimes.trtexec_runner import TrtexecRunner
+
+    version: str | None = None
+    try:
+        about = TrtexecRunner().about
+        version = about.removeprefix("trtexec").strip() or "unknown"
+        there = Claim(holds=True, reason=f"{about} answers")
+    except RuntimeUnavailable as error:
+        there = Claim(holds=False, reason=str(error).rstrip("."))
+    driver = find_driver()
+    if there and driver:
+        works = Claim(holds=True, reason=f"{there.reason}, and there is {driver.reason}")
+    else:
+        missing = [claim.reason for claim in (there, driver) if not claim]
+        works = Claim(holds=False, reason=". Besides, ".join(missing))
+    return Capabilities(
+        runtime="trtexec",
+        version=version,
+        importable=there,
+        can_parse=works,
+        can_build=works,
+        can_run=works,
+        reports_sparsity=works,
+        providers=(driver.reason,) if works else (),
+    )
+
+
+def start() -> TrtexecRunner:
+    """What runs models with it.
+
+    Raises:
+        RuntimeUnavailable: it or the GPU is not there.
+    """
+    from deploykit.runtimes.trtexec_runner import TrtexecRunner
+
+    driver = find_driver()
+    if not driver:
+        raise RuntimeUnavailable(driver.reason)
+    return TrtexecRunner()
 
 
 def read_profile(text: str) -> tuple[LayerMean, ...]:

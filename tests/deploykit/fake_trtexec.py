@@ -54,13 +54,28 @@ def build(known, options):
             "[11/21/2026-10:00:00] [E] Error[9]: the network has half types, and fp16 is not allowed"
         )
         return 1
+    say(
+        "[11/21/2026-10:00:00] [I] [TRT] (Sparsity) Found 2 layer(s) eligible to use sparse tactics: hidden, head"
+    )
+    say(
+        "[11/21/2026-10:00:00] [I] [TRT] (Sparsity) Chose 1 layer(s) using sparse tactics: hidden"
+    )
     Path(options["saveEngine"]).write_bytes(b"engine of " + model)
     return 0
 
 
 def run(known, options):
     engine = Path(options["loadEngine"]).read_bytes()
-    mean_ms = float(re.search(rb"(\d+)us", engine)[1]) / 1e3
+    told = re.search(rb"(\d+)us", engine)
+    # A model that does not say how long it takes takes a microsecond a kilobyte.
+    mean_ms = (float(told[1]) if told else len(engine) / 1e3) / 1e3
+    if "exportProfile" in options:
+        layers = [
+            {"name": name, "timeMs": mean_ms * 5, "averageMs": mean_ms / 2}
+            for name in ("hidden", "head")
+        ]
+        Path(options["exportProfile"]).write_text(json.dumps([{"count": 10}, *layers]))
+        return 0
     for part in filter(None, options.get("loadInputs", "").split(",")):
         assert Path(part.partition(":")[2]).stat().st_size > 0
     runs = max(int(options["iterations"]), 20)

@@ -10,17 +10,23 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jsonschema
 import numpy as np
 import onnx
 import pytest
 
 from deploykit.profile import sampler
+from deploykit.report.profile_records import schema
+from deploykit.runtimes import Claim, capabilities
 from tests.deploykit import fake_cuda, fake_tensorrt, fake_trtexec
 from tests.deploykit.conftest import make_network
 
 QUICK = {"warmup_s": 0.0, "duration_s": 0.02, "min_rounds": 6, "rebuilds": 2}
 FEEDS = {"x": np.ones((2, 16), np.float32)}
 OPTIONS_8 = [
+    "verbose",
+    "dumpProfile",
+    "exportProfile",
     "help",
     "onnx",
     "saveEngine",
@@ -203,9 +209,63 @@ def test_what_trtexec_refuses_is_told(trtexec, tmp_path):
 def test_trtexec_that_is_not_there_is_missing(monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setattr(sampler, "TRTEXEC_PLACES", (str(tmp_path / "trtexec"),))
-    with pytest.raises(ImportError, match="neither on the path nor at") as caught:
+    with pytest.raises(ImportError, match="neither on the path nor where") as caught:
         sampler.sample([], FEEDS, runtime="trtexec")
     assert caught.value.name == "trtexec"
+
+
+@pytest.fixture
+def on_a_gpu(monkeypatch):
+    claim = Claim(holds=True, reason="a fake GPU")
+    monkeypatch.setattr("deploykit.runtimes.trtexec.find_driver", lambda: claim)
+
+
+def test_trtexec_is_a_runtime_of_this_machine(trtexec, on_a_gpu, run, tmp_path):
+    trtexec("100300", OPTIONS_10)
+    found = capabilities("trtexec")
+    assert (found.version, found.can_run.holds) == ("10.3.0", True)
+    path, _ = save(tmp_path / "a.onnx")
+    other, _ = save(tmp_path / "b.onnx", hidden=16, dead=0)
+    done = run(
+        "profile",
+        path,
+        other,
+        "--runtime",
+        "trtexec",
+        "--layers",
+        "--duration",
+        "0.1",
+        "--json",
+    )
+    assert done.exit_code == 0, done.stderr
+    document = json.loads(done.stdout)
+    jsonschema.validate(document, schema("profile"))
+    assert document["runtime"] == "trtexec 10.3.0"
+    assert document["clock"] == "device"
+    # The fake takes a microsecond a kilobyte.
+    expected = (other.stat().st_size + 10) / (path.stat().st_size + 10)
+    assert document["relative"][0]["ratio"] == pytest.approx(expected, rel=1e-3)
+    assert document["relative"][0]["proven"]
+    (first, _) = document["models"]
+    assert [row["name"] for row in first["layers"]] == ["hidden", "head"]
+    assert first["sparse"]["found"]["count"] == 2
+    assert first["sparse"]["chosen"]["names"] == ["hidden"]
+    assert first["memory_bytes"] is None
+
+
+def test_trtexec_that_cannot_run_says_what_is_missing(trtexec, run, tmp_path, monkeypatch):
+    claim = Claim(holds=False, reason="there is no NVIDIA driver: it is absent")
+    monkeypatch.setattr("deploykit.runtimes.trtexec.find_driver", lambda: claim)
+    found = capabilities("trtexec")
+    assert found.importable.holds
+    assert "no NVIDIA driver" in found.can_run.reason
+    path, _ = save(tmp_path / "a.onnx")
+    done = run("profile", path, "--runtime", "trtexec")
+    assert done.exit_code == 4
+    assert "trtexec cannot run models on this machine: there is no NVIDIA driver" in done.stderr
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(sampler, "TRTEXEC_PLACES", ())
+    assert "neither on the path" in capabilities("trtexec").importable.reason
 
 
 # -- what runs beside ----------------------------------------------------------------------------
@@ -279,7 +339,7 @@ def python_3_8():
         if not name:
             continue
         try:
-            done = subprocess.run(
+            done = subprocess.run(  # noqa: S603 - a Python
                 [
                     name,
                     "-c",
