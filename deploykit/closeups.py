@@ -90,17 +90,17 @@ def look(
     """
     warnings: list[str] = []
     times: tuple[LayerTimeRow, ...] = ()
-    if place.is_local:
+    if place.is_local or runtime == DEFAULT:
         progress("timing the layers", None)
         try:
             times = _layer_times(
-                before, after, feeds, threads, min(PROFILE_S, duration_s), runner
+                before, after, feeds, threads, min(PROFILE_S, duration_s), runner, place
             )
         except DeploykitError as error:
             warnings.append(f"no times of layers: {error}")
     else:
         warnings.append(
-            f"no times of layers: they are timed on this machine only, and the models ran on {place.name}; "
+            f"no times of layers: those of engines are told on this machine only, and the models ran on {place.name}; "
             "run 'deploykit profile --layers' there for them"
         )
     if runner is not None or runtime != DEFAULT:
@@ -138,12 +138,15 @@ def _layer_times(  # noqa: PLR0917 - all of them are needed
     threads: int | None,
     duration_s: float,
     runner: Runner | None,
+    place: Place,
 ) -> tuple[LayerTimeRow, ...]:
     """Times of the nodes of both models side by side, in the order of the original, then what was added."""
 
     def profile(path: Path) -> LayerProfile:
         if runner is None:
-            return profile_layers(path, feeds, threads=threads, duration_s=duration_s)
+            return profile_layers(
+                path, feeds, threads=threads, duration_s=duration_s, place=place
+            )
         found = runner.profile_layers(path, feeds, duration_s=duration_s)
         return map_layers(read_nodes(one_file.load(path)), found)
 

@@ -100,10 +100,10 @@ def profile(request: Request, *, progress: Progress = silent) -> records.Profile
     """
     began = time.perf_counter()
     place = request.place
-    if request.layers and not place.is_local:
+    if request.layers and not place.is_local and request.runtime != DEFAULT:
         msg = (
-            f"the layers of a model are timed on this machine only, not on {place.name}: leave out --layers, or run "
-            "'deploykit profile --layers' there."
+            f"the layers of an engine are timed on this machine only, not on {place.name}: leave out --layers or --runtime, or "
+            "run 'deploykit profile --layers' there."
         )
         raise UsageError(msg)
     runner = start(request.runtime) if place.is_local else None
@@ -214,6 +214,7 @@ def _profile_layers(
         threads=request.threads,
         duration_s=duration_s,
         warmup_s=request.settings.warmup_s,
+        place=request.place,
     )
 
 

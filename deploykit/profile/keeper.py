@@ -168,10 +168,19 @@ def _start(sampler: Path, job: Path) -> Process:
             stdout=lines,
             stderr=errors,
             cwd=str(sampler.parent),
-            # What a runtime keeps for itself goes with the rest.
-            env={**os.environ, "XDG_CACHE_HOME": str(sampler.parent / "cache")},
+            # What a runtime keeps for itself, and what a job leaves when it is killed, goes with the rest.
+            env={
+                **os.environ,
+                "XDG_CACHE_HOME": str(sampler.parent / "cache"),
+                "TMPDIR": _made(sampler.parent / "tmp"),
+            },
             start_new_session=True,
         )
+
+
+def _made(folder: Path) -> str:
+    folder.mkdir(exist_ok=True)
+    return str(folder)
 
 
 def _is_complete(lines: Path) -> bool:

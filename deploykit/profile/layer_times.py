@@ -1,7 +1,7 @@
 """Times the layers of a model, under the names that they have in the user's file.
 
 The times come from ONNX Runtime's own profile, taken in a session of its own that takes turns with one that is not
-profiled. Three things stand between that profile and an honest figure:
+profiled: `sampler.trace` does that, here or on a device. Three things stand between that profile and an honest figure:
 
 * *Names.* The runtime renames, fuses and inserts nodes: `layer_names` undoes that.
 * *The profiler's own time.* While it takes notes about a kernel the clock of that kernel runs on: 2 to 3 us each, more
@@ -18,18 +18,18 @@ Of a kernel's times the middle half is averaged: the profile counts whole micros
 
 from __future__ import annotations
 
+import base64
 import dataclasses
-import json
 import os
 import tempfile
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
-from deploykit.errors import ModelError
+from deploykit.errors import DeploykitError, ModelError
 from deploykit.profile.layer_names import Match, Nodes, match, tag
+from deploykit.profile.place import HERE, Place
 from deploykit.profile.statistics import Clock, Timings, choose_clock
 from deploykit.runtimes.onnxruntime import load, shorten
 
@@ -48,13 +48,7 @@ Ints: TypeAlias = np.ndarray[Any, np.dtype[np.int64]]
 MOST_EVENTS = 40_000
 """Each is about a kilobyte of JSON; the runtime itself stops at a million."""
 
-FEWEST_RUNS = 10
 FEWEST_CLEAN = 5
-PATIENCE = 3
-"""On a busy machine it takes up to so many times as long, to find moments in which the thread was not kept waiting."""
-
-SETTLED_S = 0.005
-"""A model that takes longer finds nothing of its own in the caches anyway: it need not run untimed before it is timed."""
 
 TURN_S = 0.001
 """Other processes let one run for about that long, or longer, before they take its core."""
@@ -66,8 +60,6 @@ CHAIN = 40
 CHAIN_INPUTS = (1, 2, 3)
 CHAIN_SHAPE = (1, 8)
 """Small on purpose: tensors of 4 KiB in a row make loads wait for stores, in one session and not in the other."""
-
-MOST_CHAIN_RUNS = 400
 
 SUFFIX = "_kernel_time"
 
@@ -136,47 +128,43 @@ class Kernel:
     overhead_s: float
 
 
-class Chain:
-    """A chain of small nodes, with the profiler and without, from which the profiler's own time is told.
+def _chain_cost_s(chain: Mapping[str, Any], rounds: Ints) -> float:
+    """What the profiler adds to the time of a node, in seconds, over the given rounds of a chain."""
+    done = np.arange(len(chain["long_s"]))
+    rounds = np.intersect1d(rounds, done)
+    if not rounds.size:
+        rounds = done
+    # Each round is judged by itself first, so that a machine that changes its speed does so for both sides.
+    profiled_s = [
+        _middle_mean([event["dur"] for event in kernels]) * 1e-6
+        for _, kernels in _by_run(_events(chain["profile"]), set(rounds.tolist()))
+    ]
+    plain_s = np.subtract(chain["long_s"], chain["short_s"])[rounds] / CHAIN
+    return max(0.0, _middle_mean(np.array(profiled_s) - plain_s))
 
-    Args:
-        runtime: the module of the runtime.
-        inputs: how many tensors each node reads.
-        folder: where the profile goes.
-    """
 
-    def __init__(self, runtime: Any, inputs: int, folder: Path) -> None:  # noqa: ANN401 - a module
-        self._short = _open_chain(runtime, 1, inputs, None)
-        self._plain = _open_chain(runtime, CHAIN + 1, inputs, None)
-        self._profiled = _open_chain(runtime, CHAIN + 1, inputs, folder / f"chain{inputs}")
-        self._feeds = {"x": np.ones(CHAIN_SHAPE, np.float32)}
-        self._short_s: list[float] = []
-        self._plain_s: list[float] = []
-
-    def run(self) -> None:
-        """Run it once with the profiler and once without, unless that was done often enough."""
-        if len(self._plain_s) >= MOST_CHAIN_RUNS:
-            return
-        for session, seconds in ((self._short, self._short_s), (self._plain, self._plain_s)):
-            session.run(None, self._feeds)
-            began = time.perf_counter()
-            session.run(None, self._feeds)
-            seconds.append(time.perf_counter() - began)
-        self._profiled.run(None, self._feeds)
-
-    def cost_s(self, rounds: Ints) -> float:
-        """What the profiler adds to the time of a node, in seconds, over the given rounds; ends the profile."""
-        done = np.arange(len(self._plain_s))
-        rounds = np.intersect1d(rounds, done)
-        if not rounds.size:
-            rounds = done
-        # Each round is judged by itself first, so that a machine that changes its speed does so for both sides.
-        profiled_s = [
-            _middle_mean([event["dur"] for event in kernels]) * 1e-6
-            for _, kernels in _by_run(_end_profiling(self._profiled), set(rounds.tolist()))
-        ]
-        plain_s = np.subtract(self._plain_s, self._short_s)[rounds] / CHAIN
-        return max(0.0, _middle_mean(np.array(profiled_s) - plain_s))
+def _events(profile: Mapping[str, Any]) -> list[Event]:
+    """Events of a profile, from the short form that the sampler gives them."""
+    about = [
+        (
+            f"{name}{SUFFIX}",
+            {"op_name": op_type, "node_index": number, "input_type_shape": (None,) * reads},
+        )
+        for name, op_type, number, reads in profile["nodes"]
+    ]
+    return [
+        *({"name": "model_run", "ts": begin, "dur": took} for begin, took in profile["runs"]),
+        *(
+            {
+                "cat": "Node",
+                "name": about[node][0],
+                "args": about[node][1],
+                "ts": ts,
+                "dur": dur,
+            }
+            for node, ts, dur in profile["kernels"]
+        ),
+    ]
 
 
 def profile_layers(
@@ -186,8 +174,9 @@ def profile_layers(
     threads: int | None = 1,
     duration_s: float = 1.0,
     warmup_s: float = 0.2,
+    place: Place = HERE,
 ) -> LayerProfile:
-    """Time the layers of a model on the CPU.
+    """Time the layers of a model on a CPU.
 
     Args:
         path: the model.
@@ -196,41 +185,46 @@ def profile_layers(
         duration_s: seconds of profiled running, at least 10 runs, and as many again without the profiler; up
             to three times that on a busy machine.
         warmup_s: seconds of running before that, at least once.
+        place: where it runs.
 
     Raises:
         ModelError: the model cannot be read, or does not run on these inputs.
-        RuntimeUnavailable: the runtime is not there.
+        RuntimeUnavailable: the place or the runtime is not there.
     """
-    runtime = load()
-    with tempfile.TemporaryDirectory(prefix="deploykit-layers-") as folder:
-        nodes, source = _tagged(path)
-        try:
-            profiled = _open(runtime, source, Path(path).parent, threads, Path(folder))
-            plain = _open(runtime, source, Path(path).parent, threads, None)
-            del source
-            sessions = (plain, profiled)
-            chains = [Chain(runtime, count, Path(folder)) for count in CHAIN_INPUTS]
-            skipped, seconds = _warm_up(sessions, feeds, warmup_s)
-            settle = int(seconds < SETTLED_S)
-            optimized = _optimized(Path(folder))
-            most = MOST_EVENTS // ((1 + settle) * max(len(optimized.graph), 1))
-            timings = _take_turns(
-                sessions, chains, feeds, threads, duration_s, settle=settle, most=most
-            )
-            events = _end_profiling(profiled)
-        except _failures(runtime) as error:
-            msg = f"the layers of '{os.fspath(path)}' cannot be timed: {shorten(error)}"
-            raise ModelError(msg) from error
-        kept = _cleanest(timings[1]) if threads == 1 else np.arange(timings[1].wall_s.size)
-        costs = [chain.cost_s(kept) for chain in chains]
-    numbers = [skipped + (1 + settle) * int(run) + settle for run in kept]
-    waited_s = np.maximum(timings[1].wall_s - timings[1].cpu_s, 0.0)[kept]
+    nodes, source = _tagged(path)
+    chains = [_chain(length, count) for count in CHAIN_INPUTS for length in (1, CHAIN + 1)]
+    try:
+        taken = place.trace(
+            Path(path),
+            source,
+            chains,
+            feeds,
+            threads=threads,
+            duration_s=duration_s,
+            warmup_s=warmup_s,
+            most_runs=MOST_EVENTS // max(len(nodes.names), 1),
+        )
+    except DeploykitError:
+        raise
+    except _failures(load()) as error:
+        msg = f"the layers of '{os.fspath(path)}' cannot be timed: {shorten(error)}"
+        raise ModelError(msg) from error
+    del source
+    plain, profiled = (
+        _timings(wall_s, cpu_s)
+        for wall_s, cpu_s in zip(taken["wall_s"], taken["cpu_s"], strict=True)
+    )
+    kept = _cleanest(profiled) if threads == 1 else np.arange(profiled.wall_s.size)
+    costs = [_chain_cost_s(chain, kept) for chain in taken["chains"]]
+    settle = int(taken["settle"])
+    numbers = [int(taken["skipped"]) + (1 + settle) * int(run) + settle for run in kept]
+    waited_s = np.maximum(profiled.wall_s - profiled.cpu_s, 0.0)[kept]
     if threads != 1:
         # Processor time adds up what runs side by side, and says nothing about waiting.
         waited_s = np.zeros_like(waited_s)
-    kernels = _kernels(events, numbers, waited_s, costs)
-    layers, unmapped_s = _by_layer(nodes, optimized, kernels)
-    whole_s, clock = _whole(timings[0], threads)
+    kernels = _kernels(_events(taken["profile"]), numbers, waited_s, costs)
+    layers, unmapped_s = _by_layer(nodes, _optimized(taken["optimized"]), kernels)
+    whole_s, clock = _whole(plain, threads)
     return LayerProfile(
         layers=layers,
         total_s=sum(kernel.seconds for kernel in kernels.values()),
@@ -264,36 +258,6 @@ def _tagged(path: str | os.PathLike[str]) -> tuple[Nodes, bytes]:
         raise ModelError(msg) from error
 
 
-def _open(
-    runtime: Any,  # noqa: ANN401 - a module of the runtime
-    source: bytes,
-    data_folder: Path,
-    threads: int | None,
-    folder: Path | None,
-) -> Any:  # noqa: ANN401 - a type of the runtime
-    """Open a session; one that is profiled, and writes the graph that it runs, if there is a folder for that."""
-    options = runtime.SessionOptions()
-    if threads is not None:
-        options.intra_op_num_threads = threads
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    options.add_session_config_entry("session.inter_op.allow_spinning", "0")
-    options.add_session_config_entry(
-        "session.model_external_initializers_file_folder_path", str(data_folder.resolve())
-    )
-    options.log_severity_level = 4
-    if folder is not None:
-        options.enable_profiling = True
-        options.profile_file_prefix = str(folder / "profile")
-        options.optimized_model_filepath = str(folder / "optimized.onnx")
-        options.add_session_config_entry(
-            "session.optimized_model_external_initializers_file_name", "optimized.data"
-        )
-        options.add_session_config_entry(
-            "session.optimized_model_external_initializers_min_size_in_bytes", "1024"
-        )
-    return runtime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
-
-
 def _failures(runtime: Any) -> tuple[type[Exception], ...]:  # noqa: ANN401 - a module
     state = runtime.capi.onnxruntime_pybind11_state
     own = [
@@ -304,61 +268,14 @@ def _failures(runtime: Any) -> tuple[type[Exception], ...]:  # noqa: ANN401 - a 
     return (*own, RuntimeError, ValueError)
 
 
-def _optimized(folder: Path) -> ir.Model:
+def _optimized(encoded: str) -> ir.Model:
+    """The graph that ran; its large weights are not there, and not needed."""
     import onnx_ir as ir
 
-    return ir.load(folder / "optimized.onnx")
-
-
-def _warm_up(
-    sessions: Sequence[Any], feeds: Mapping[str, Array], seconds: float
-) -> tuple[int, float]:
-    """Run all sessions for a while; give how often each ran, and the seconds of its last run."""
-    runs = 0
-    end = time.perf_counter() + seconds
-    last_s = 0.0
-    while runs == 0 or time.perf_counter() < end:
-        for session in sessions:
-            began = time.perf_counter()
-            session.run(None, dict(feeds))
-            last_s = time.perf_counter() - began
-        runs += 1
-    return runs, last_s
-
-
-def _take_turns(
-    sessions: Sequence[Any],
-    chains: Sequence[Chain],
-    feeds: Mapping[str, Array],
-    threads: int | None,
-    duration_s: float,
-    *,
-    settle: int,
-    most: int,
-) -> list[Timings]:
-    """Time the sessions in turns, each after `settle` untimed runs, because the other one had the caches."""
-    cpu_clock = time.thread_time if threads == 1 else time.process_time
-    given = dict(feeds)
-    taken: list[tuple[list[float], list[float]]] = [([], []) for _ in sessions]
-    begun = time.perf_counter()
-    for runs in range(max(FEWEST_RUNS, most)):
-        spent_s = time.perf_counter() - begun
-        if runs >= FEWEST_RUNS and spent_s > 2 * duration_s:
-            found = _timings(*taken[1])
-            is_enough = threads != 1 or found.is_clean.sum() >= max(FEWEST_CLEAN, runs // 4)
-            if is_enough or spent_s > PATIENCE * 2 * duration_s:
-                break
-        for session, (wall_s, cpu_s) in zip(sessions, taken, strict=True):
-            for _ in range(settle):
-                session.run(None, given)
-            cpu = cpu_clock()
-            wall = time.perf_counter()
-            session.run(None, given)
-            wall_s.append(time.perf_counter() - wall)
-            cpu_s.append(cpu_clock() - cpu)
-        for chain in chains:
-            chain.run()
-    return [_timings(*each) for each in taken]
+    with tempfile.TemporaryDirectory(prefix="deploykit-graph-") as folder:
+        file = Path(folder) / "optimized.onnx"
+        file.write_bytes(base64.b64decode(encoded))
+        return ir.load(file)
 
 
 def _timings(wall_s: Sequence[float], cpu_s: Sequence[float]) -> Timings:
@@ -467,24 +384,6 @@ def _middle_mean(seconds: Sequence[float] | Array) -> float:
     ordered = np.sort(np.asarray(seconds, dtype=np.float64))
     quarter = ordered.size // 4
     return float(ordered[quarter : ordered.size - quarter].mean())
-
-
-def _end_profiling(session: Any) -> list[Event]:  # noqa: ANN401 - a type of the runtime
-    events: list[Event] = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
-    return events
-
-
-def _open_chain(runtime: Any, nodes: int, inputs: int, profile: Path | None) -> Any:  # noqa: ANN401 - of the runtime
-    options = runtime.SessionOptions()
-    options.intra_op_num_threads = 1
-    options.graph_optimization_level = runtime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    options.log_severity_level = 4
-    if profile is not None:
-        options.enable_profiling = True
-        options.profile_file_prefix = str(profile)
-    return runtime.InferenceSession(
-        _chain(nodes, inputs), options, providers=["CPUExecutionProvider"]
-    )
 
 
 def _chain(length: int, inputs: int) -> bytes:

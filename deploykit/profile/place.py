@@ -103,6 +103,37 @@ class Place(Protocol):
             RuntimeUnavailable: the place cannot be reached.
         """
 
+    def trace(
+        self,
+        path: Path,
+        source: bytes,
+        chains: Sequence[bytes],
+        feeds: Feeds,
+        *,
+        threads: int | None,
+        duration_s: float,
+        warmup_s: float,
+        most_runs: int,
+    ) -> Record:
+        """Run a model there with ONNX Runtime's profiler and without, in turns.
+
+        Args:
+            path: the model's file, beside which its weights lie if they are in files of their own.
+            source: what is run: the model with names of our own.
+            chains: models of small nodes, which tell what the profiler itself takes.
+            feeds: an array for each input, by name.
+            threads: threads that share the work of one operator; None leaves the number to the runtime.
+            duration_s: seconds of profiled running.
+            warmup_s: seconds of running before that.
+            most_runs: runs after which it ends.
+
+        Returns:
+            what `sampler.trace` returns.
+
+        Raises:
+            RuntimeUnavailable: the place cannot be reached, or the runtime is not there.
+        """
+
     def __enter__(self) -> Self:
         """Get it ready."""
 
@@ -192,6 +223,29 @@ class Here:
         if self.runner is not None:
             return None
         return memory_peak(model, feeds, threads=threads, providers=self.providers)
+
+    def trace(
+        self,
+        path: Path,
+        source: bytes,
+        chains: Sequence[bytes],
+        feeds: Feeds,
+        *,
+        threads: int | None,
+        duration_s: float,
+        warmup_s: float,
+        most_runs: int,
+    ) -> Record:
+        """Run a model with the profiler and without: `Place.trace`. What the runtime raises is let through."""
+        return sampler.trace(
+            [source, *chains],
+            dict(feeds),
+            threads=threads,
+            duration_s=duration_s,
+            warmup_s=warmup_s,
+            most_runs=most_runs,
+            data_folder=str(path.resolve().parent),
+        )
 
     def _run_once(self, path: str, feeds: Feeds, threads: int | None) -> None:
         """Run a model, so that one that does not is told of before anything is timed."""

@@ -25,11 +25,11 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
-from deploykit.errors import RuntimeUnavailable
+from deploykit.errors import ModelError, RuntimeUnavailable
 from deploykit.profile import arrival, failures, keeper, sampler
 from deploykit.profile.connection import Connection, ConnectionBroken, NoSpace, NotThere
 from deploykit.profile.memory import save_inputs
-from deploykit.profile.shipment import pack
+from deploykit.profile.shipment import beside, pack
 from deploykit.runtimes import DEFAULT
 
 if TYPE_CHECKING:
@@ -234,6 +234,39 @@ class RemotePlace:
         if found["peak_bytes"] is None or found["before_bytes"] is None:
             return None
         return int(found["peak_bytes"]) - int(found["before_bytes"])
+
+    def trace(
+        self,
+        path: Path,
+        source: bytes,
+        chains: Sequence[bytes],
+        feeds: Feeds,
+        *,
+        threads: int | None,
+        duration_s: float,
+        warmup_s: float,
+        most_runs: int,
+    ) -> Record:
+        """Run a model there with the profiler and without: `Place.trace`."""
+        job = {
+            "threads": threads,
+            "trace": {"duration_s": duration_s, "warmup_s": warmup_s, "most_runs": most_runs},
+        }
+        with tempfile.TemporaryDirectory(prefix="deploykit-trace-") as folder:
+            tagged = Path(folder) / path.name
+            tagged.write_bytes(source)
+            for name, file in pack(path).files[1:]:
+                beside(file, Path(folder) / name)
+            files = [tagged]
+            for number, chain in enumerate(chains):
+                files.append(Path(folder) / f"chain{number}" / "chain.onnx")
+                files[-1].parent.mkdir()
+                files[-1].write_bytes(chain)
+            try:
+                return self.run(job, files, feeds)
+            except ModelError as error:
+                # Users know the model by its own name.
+                raise ModelError(str(error).replace(str(tagged), str(path))) from error
 
     def run(
         self,

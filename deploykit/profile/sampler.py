@@ -27,11 +27,13 @@ What it prints are events, of which the last one says how it ended:
   exit code is 28.
 
 A job with `"memory": true` measures something else: how much memory one model needs, in a process that does nothing else.
+A job with `"trace": {...}` runs the first model with ONNX Runtime's profiler and without, see `trace`.
 A job `{"look": {"files": [...], "commands": {...}}}` measures nothing: it prints what the machine says of itself.
 """
 
 from __future__ import annotations
 
+import base64
 import errno
 import gc
 import glob
@@ -577,6 +579,247 @@ def _load_average() -> list[float] | None:
         return list(os.getloadavg())
     except (AttributeError, OSError):
         return None
+
+
+# -- layers --------------------------------------------------------------------------------------
+
+FEWEST_RUNS, FEWEST_CLEAN = 10, 5
+PATIENCE = 3
+"""On a busy machine it takes up to so many times as long, to find moments in which the thread was not kept waiting."""
+
+CLEAN_SHARE, CLEAN_S = 0.03, 20e-6
+"""What a run may wait, as a share of its time and in seconds, to count as one that was not kept waiting."""
+
+SETTLED_S = 0.005
+"""A model that takes longer finds nothing of its own in the caches anyway: it need not run untimed before it is timed."""
+
+MOST_CHAIN_RUNS = 400
+KERNEL = "_kernel_time"
+MODEL, OPTIMIZED = "model_run", "optimized.onnx"
+
+
+def trace(
+    models: Sequence[Source | bytes],
+    inputs: Source | Mapping[str, Any],
+    *,
+    threads: int | None = 1,
+    duration_s: float = 1.0,
+    warmup_s: float = 0.2,
+    most_runs: int = 1000,
+    data_folder: str | None = None,
+    on_step: Callable[[str, int], None] | None = None,
+) -> Record:
+    """Run a model on the CPU in turns with ONNX Runtime's profiler and without, and note what the profiler notes.
+
+    Args:
+        models: the model, then pairs of chains of small nodes, a short and a long one, from which is told what the profiler
+            itself takes; each is a path or the bytes of a file.
+        inputs: path of an .npz file, or a dict, with an array for each input of the model by name.
+        threads: threads that share the work of one operator; None leaves the number to the runtime.
+        duration_s: seconds of profiled running, at least 10 runs, and as many again without the profiler; up to three
+            times that on a busy machine.
+        warmup_s: seconds of running before that, at least once.
+        most_runs: runs after which it ends, untimed ones included.
+        data_folder: where the weights of a model of bytes lie, if they are in files of their own.
+        on_step: called as on_step("open", 0) before the model is opened, and as on_step("warm", 0) before it runs.
+
+    Returns:
+        a dict: "skipped" (profiled runs before the timed ones), "settle" (untimed runs before each timed one), "wall_s" and
+        "cpu_s" (of each run: a list without the profiler and one with it), "profile" (see `_read_profile`), "optimized"
+        (the graph that ran, as a file in base64; its large weights are left out), and "chains": for each pair "short_s"
+        and "long_s" (without the profiler, one number a run) and "profile" (of the long one).
+    """
+    feeds = _read(inputs)
+    tell = on_step or _tell_nobody
+    with tempfile.TemporaryDirectory(prefix="deploykit-layers-") as folder:
+        tell("open", 0)
+        profiled = _open_traced(models[0], threads, data_folder, folder, "model")
+        plain = _open_traced(models[0], threads, data_folder, None, "")
+        sessions = (plain, profiled)
+        chains = [
+            Chain(short, long, folder, f"chain{number}")
+            for number, (short, long) in enumerate(zip(models[1::2], models[2::2]))  # noqa: B905 - Python 3.8
+        ]
+        tell("warm", 0)
+        skipped, seconds = _warm_up_both(sessions, feeds, warmup_s)
+        settle = int(seconds < SETTLED_S)
+        times = _take_turns(
+            sessions,
+            chains,
+            feeds,
+            threads,
+            duration_s,
+            settle=settle,
+            most=most_runs // (1 + settle),
+        )
+        optimized = Path(folder, OPTIMIZED).read_bytes()
+        return {
+            "skipped": skipped,
+            "settle": settle,
+            "wall_s": [wall_s for wall_s, _ in times],
+            "cpu_s": [cpu_s for _, cpu_s in times],
+            "profile": _read_profile(profiled.end_profiling()),
+            "optimized": base64.b64encode(optimized).decode("ascii"),
+            "chains": [chain.result() for chain in chains],
+        }
+
+
+class Chain:
+    """A chain of small nodes, with the profiler and without, and a short one to tell what a run takes by itself."""
+
+    def __init__(
+        self, short: Source | bytes, long: Source | bytes, folder: str, name: str
+    ) -> None:
+        self._sessions = (_open_chain(short, None), _open_chain(long, None))
+        self._profiled = _open_chain(long, os.path.join(folder, name))  # noqa: PTH118 - a text is needed
+        (given,) = self._profiled.get_inputs()
+        import numpy as np
+
+        self._feeds = {given.name: np.ones(given.shape, np.float32)}
+        self._times: tuple[list[float], list[float]] = ([], [])
+
+    def run(self) -> None:
+        """Run it once with the profiler and once without, unless that was done often enough."""
+        if len(self._times[0]) >= MOST_CHAIN_RUNS:
+            return
+        for session, seconds in zip(self._sessions, self._times):  # noqa: B905 - Python 3.8
+            session.run(None, self._feeds)
+            began = time.perf_counter()
+            session.run(None, self._feeds)
+            seconds.append(time.perf_counter() - began)
+        self._profiled.run(None, self._feeds)
+
+    def result(self) -> Record:
+        """What was taken; ends the profile."""
+        short_s, long_s = self._times
+        profile = _read_profile(self._profiled.end_profiling())
+        return {"short_s": short_s, "long_s": long_s, "profile": profile}
+
+
+def _open_traced(
+    model: Source | bytes,
+    threads: int | None,
+    data_folder: str | None,
+    folder: str | None,
+    name: str,
+) -> Any:  # noqa: ANN401 - a type of the runtime
+    """Open a session; one that is profiled, and writes the graph that it runs, if there is a folder for that."""
+    runtime = _runtime()
+    options = runtime.SessionOptions()
+    if threads is not None:
+        options.intra_op_num_threads = threads
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.add_session_config_entry("session.inter_op.allow_spinning", "0")
+    if data_folder is not None:
+        options.add_session_config_entry(
+            "session.model_external_initializers_file_folder_path", data_folder
+        )
+    options.log_severity_level = 4
+    if folder is not None:
+        options.enable_profiling = True
+        options.profile_file_prefix = os.path.join(folder, name)  # noqa: PTH118 - a text is needed
+        options.optimized_model_filepath = os.path.join(folder, OPTIMIZED)  # noqa: PTH118
+        options.add_session_config_entry(
+            "session.optimized_model_external_initializers_file_name", "optimized.data"
+        )
+        options.add_session_config_entry(
+            "session.optimized_model_external_initializers_min_size_in_bytes", "1024"
+        )
+    source = model if isinstance(model, bytes) else str(model)
+    return runtime.InferenceSession(source, options, providers=[CPU])
+
+
+def _open_chain(model: Source | bytes, profile: str | None) -> Any:  # noqa: ANN401 - a type of the runtime
+    runtime = _runtime()
+    options = runtime.SessionOptions()
+    options.intra_op_num_threads = 1
+    options.graph_optimization_level = runtime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.log_severity_level = 4
+    if profile is not None:
+        options.enable_profiling = True
+        options.profile_file_prefix = profile
+    source = model if isinstance(model, bytes) else str(model)
+    return runtime.InferenceSession(source, options, providers=[CPU])
+
+
+def _warm_up_both(sessions: Sequence[Any], feeds: Feeds, seconds: float) -> tuple[int, float]:
+    """Run all sessions for a while; how often each ran, and the seconds of its last run."""
+    runs = 0
+    end = time.perf_counter() + seconds
+    last_s = 0.0
+    while runs == 0 or time.perf_counter() < end:
+        for session in sessions:
+            began = time.perf_counter()
+            session.run(None, feeds)
+            last_s = time.perf_counter() - began
+        runs += 1
+    return runs, last_s
+
+
+def _take_turns(
+    sessions: Sequence[Any],
+    chains: Sequence[Chain],
+    feeds: Feeds,
+    threads: int | None,
+    duration_s: float,
+    *,
+    settle: int,
+    most: int,
+) -> list[tuple[list[float], list[float]]]:
+    """Time the sessions in turns, each after `settle` untimed runs, because the other one had the caches."""
+    cpu_clock = time.thread_time if threads == 1 else time.process_time
+    taken: list[tuple[list[float], list[float]]] = [([], []) for _ in sessions]
+    begun = time.perf_counter()
+    for runs in range(max(FEWEST_RUNS, most)):
+        spent_s = time.perf_counter() - begun
+        if runs >= FEWEST_RUNS and spent_s > 2 * duration_s:
+            clean = sum(map(is_clean, *taken[1]))
+            is_enough = threads != 1 or clean >= max(FEWEST_CLEAN, runs // 4)
+            if is_enough or spent_s > PATIENCE * 2 * duration_s:
+                break
+        for session, (wall_s, cpu_s) in zip(sessions, taken):  # noqa: B905 - Python 3.8
+            for _ in range(settle):
+                session.run(None, feeds)
+            cpu = cpu_clock()
+            wall = time.perf_counter()
+            session.run(None, feeds)
+            wall_s.append(time.perf_counter() - wall)
+            cpu_s.append(cpu_clock() - cpu)
+        for chain in chains:
+            chain.run()
+    return taken
+
+
+def is_clean(wall_s: float, cpu_s: float) -> bool:
+    """Whether the thread was hardly kept waiting in a run of so many seconds."""
+    return wall_s - cpu_s < CLEAN_SHARE * wall_s + CLEAN_S
+
+
+def _read_profile(path: str) -> Record:
+    """What is of use in a profile of ONNX Runtime, a hundredth of its bytes.
+
+    Returns:
+        a dict: "runs" (of each run its begin and how long it took, in microseconds), "nodes" (name, operator, number and
+        how many tensors it reads) and "kernels" (the place of the node in that list, begin and microseconds).
+    """
+    events = json.loads(Path(path).read_text(encoding="utf-8"))
+    nodes: dict[tuple[Any, ...], int] = {}
+    kernels = []
+    runs = []
+    for event in events:
+        name = str(event.get("name", ""))
+        if name == MODEL:
+            runs.append([event["ts"], event["dur"]])
+        elif event.get("cat") == "Node" and name.endswith(KERNEL):
+            args = event["args"]
+            node = (
+                name[: -len(KERNEL)],
+                str(args["op_name"]),
+                int(args["node_index"]),
+                len(args.get("input_type_shape", ())),
+            )
+            kernels.append([nodes.setdefault(node, len(nodes)), event["ts"], event["dur"]])
+    return {"runs": runs, "nodes": [list(node) for node in nodes], "kernels": kernels}
 
 
 # -- TensorRT ------------------------------------------------------------------------------------
@@ -1255,6 +1498,15 @@ def _carry_out(job: Record) -> int:
     if "look" in job:
         _print({"event": "end", **look(**job["look"])})
         return 0
+    if "trace" in job:
+        options = {**job["trace"], "threads": job.get("threads", 1)}
+        _print(
+            {
+                "event": "end",
+                **trace(job["models"], job["inputs"], on_step=_print_step, **options),
+            }
+        )
+        return 0
     is_memory = job.pop("memory", False)
     unknown = sorted(
         set(job) - set(DEFAULTS) - {"models", "inputs", "providers", "watch", "runtime"}
@@ -1274,11 +1526,12 @@ def _carry_out(job: Record) -> int:
     def show(done: float, record: Record) -> None:
         _print({"event": "round", "done": round(done, 4), **record})
 
-    def step(what: str, index: int) -> None:
-        _print({"event": what, "model": index})
-
-    _print({"event": "end", **sample(**job, on_round=show, on_step=step)})
+    _print({"event": "end", **sample(**job, on_round=show, on_step=_print_step)})
     return 0
+
+
+def _print_step(what: str, index: int) -> None:
+    _print({"event": what, "model": index})
 
 
 def _describe(error: Exception) -> Record:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
+import os
+import shutil
 from pathlib import Path
 
 from deploykit import refusals
 
-__all__ = ["Shipment", "pack"]
+__all__ = ["Shipment", "beside", "pack"]
 
 MODEL = "model.onnx"
 
@@ -38,6 +40,15 @@ def pack(path: Path) -> Shipment:
     """
     path = path.absolute()
     return _pack(path, *_state(path))
+
+
+def beside(file: Path, place: Path) -> None:
+    """Make a file known at another place as well, without a copy where that is possible."""
+    place.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        os.link(file, place)
+    except OSError:
+        shutil.copyfile(file, place)
 
 
 @functools.lru_cache(maxsize=512)

@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
 
+from deploykit.profile.sampler import CLEAN_S, CLEAN_SHARE
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -42,8 +44,6 @@ Clock: TypeAlias = Literal["wall", "cpu", "device"]
 Floats: TypeAlias = np.ndarray[Any, np.dtype[np.float64]]
 Ints: TypeAlias = np.ndarray[Any, np.dtype[np.int64]]
 
-CLEAN_SHARE = 0.03
-CLEAN_S = 20e-6
 FEWEST_CLEAN = 5
 WORTH = 0.98
 """An added structure must win at least this much: 2 % is what two sessions of one model can differ by."""

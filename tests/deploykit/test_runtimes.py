@@ -178,7 +178,7 @@ def test_what_cannot_run_here_ends_every_command_before_it_begins(run, network, 
 
 def test_what_is_no_runtime_is_a_mistake(run, network, tmp_path):
     with pytest.raises(
-        UsageError, match="There are: onnxruntime, tensorrt, tensorrt-rtx, torch"
+        UsageError, match="There are: onnxruntime, tensorrt, tensorrt-rtx, trtexec, torch"
     ):
         runtimes.capabilities("openvino")
     done = run("optimize", network, "-o", tmp_path / "out", "--engine", "torch")
