@@ -177,7 +177,7 @@ def arrive(
         lease_s: see `keeper.Keeper`.
         silent_s: see `keeper.Keeper`.
     """
-    settings = {"lease_s": lease_s, "silent_s": silent_s}
+    settings = {"lease_s": lease_s, "silent_s": silent_s, "owns_parent": base is None}
     asked = {
         **_ask(token, base),
         "files": dict(files),

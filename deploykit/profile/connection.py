@@ -186,11 +186,13 @@ class Connection:
         """
         began = None
         wait_s = FIRST_WAIT_S
-        tries = 0
         while True:
             try:
-                if tries:
-                    self._wait(self._ready())
+                if self._live is not None and self._live.is_closed():
+                    self._tell(
+                        f"the connection to {self._host.name} broke; connecting again", None
+                    )
+                self._wait(self._ready())
                 return self._wait(make())
             except ConnectionBroken as error:
                 now = time.monotonic()
@@ -201,11 +203,6 @@ class Connection:
                         f"What ran there ends by itself and removes what it left after {self._host.lease_s:g} s."
                     )
                     raise RuntimeUnavailable(msg) from error
-                tries += 1
-                self._tell(
-                    f"the connection to {self._host.name} broke; connecting again (try {tries})",
-                    None,
-                )
                 time.sleep(wait_s)
                 wait_s = min(2 * wait_s, LONGEST_WAIT_S)
 
@@ -225,6 +222,10 @@ class Connection:
             ConnectionError,
             BrokenPipeError,
         ) as error:
+            # The channel for files may have broken by itself: a new connection has one for sure.
+            self._sftp = None
+            if self._live is not None:
+                self._live.abort()
             raise ConnectionBroken(f"{_reason(error)}.") from error
         except ssh.SFTPError as error:
             msg = f"{self._host.name} does not do what was asked for by SFTP: {_reason(error)}."
@@ -348,7 +349,6 @@ class Connection:
                 await sftp.put(
                     str(source),
                     part,
-                    block_size=BLOCK,
                     progress_handler=None
                     if progress is None
                     else lambda _from, _to, done, _all: progress(done),

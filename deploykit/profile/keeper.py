@@ -45,10 +45,14 @@ class Keeper:
         folder: the workspace.
         lease_s: seconds without a word after which everything is ended.
         silent_s: seconds without a line of a job after which it is ended.
+        owns_parent: whether the folder that it lies in was made for this as well.
     """
 
-    def __init__(self, folder: Path, *, lease_s: float, silent_s: float) -> None:
+    def __init__(
+        self, folder: Path, *, lease_s: float, silent_s: float, owns_parent: bool = False
+    ) -> None:
         self._folder = folder
+        self._owns_parent = owns_parent
         self._jobs = folder / "jobs"
         self._lease_s = lease_s
         self._silent_s = silent_s
@@ -75,8 +79,12 @@ class Keeper:
         for _ in range(50):
             shutil.rmtree(str(self._folder), ignore_errors=True)
             if not self._folder.exists():
-                return
+                break
             time.sleep(0.1)
+        if self._owns_parent:
+            # Others may be at work in it, or models be kept there.
+            with contextlib.suppress(OSError):
+                self._folder.parent.rmdir()
 
     def _is_wanted(self) -> bool:
         try:

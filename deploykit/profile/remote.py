@@ -362,6 +362,9 @@ class RemotePlace:
                         self.host, str(path), total - done, self._free(), str(error)
                     ) from error
                 done += file.stat().st_size
+            if self.host.keeps_models:
+                # One that was not whole would be in the way.
+                link.remove_tree(places[key])
             link.rename(part, places[key])
         self._sent.update(places)
         return [f"{places[each.sha256]}/{each.files[0][0]}" for each in packed]
