@@ -19,6 +19,7 @@ from deploykit.step.layered import Layers, read_layers
 from deploykit.step.places import find as find_place
 from deploykit.step.records import AccuracySpec, DeviceSpec, Gate, MeasureSpec, StepRecipe
 from deploykit.step.schema import nearest
+from deploykit.step.sources import check_reference
 from deploykit.step.toml_lines import KeyPath
 from deploykit.torch_source import is_reference
 
@@ -185,6 +186,8 @@ def _model(layers: Layers) -> str:
         return model
     if not REFERENCE.fullmatch(model):
         layers.fail(path, f"'{model}' is neither a file nor of the form package.module:object.")
+    with _placed(layers, path):
+        check_reference(model, layers.files[0].parent)
     if layers.get("inputs", "masks") is not None:
         layers.fail(
             ("inputs", "masks"), "masks go with a model file; a PyTorch model takes a 'ticket'."
@@ -229,15 +232,15 @@ def _optimize(layers: Layers) -> Recipe:
             given[key] = value
     recipe = Recipe(inputs=_files(layers, "examples"), **given)
     # Piece by piece, so that what is wrong has a line; all together once more for what goes wrong only together.
+    if "passes" in given:
+        with _placed(layers, ("optimize", "passes")):
+            Recipe(passes=recipe.passes).check()
     for key in Recipe.__dataclass_fields__.keys() & given.keys():
         table = "inputs" if key in {"ticket", "masks", "plan"} else "optimize"
         if key != "passes":
             base = Recipe(passes=recipe.passes, engine=recipe.engine)
             with _placed(layers, (table, key)):
                 dataclasses.replace(base, **{key: getattr(recipe, key)}).check()
-    if "passes" in given:
-        with _placed(layers, ("optimize", "passes")):
-            Recipe(passes=recipe.passes).check()
     options = _options(layers, recipe.pass_names)
     with _placed(layers, ("optimize",)):
         return dataclasses.replace(recipe, options=options).check()
