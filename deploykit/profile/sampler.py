@@ -1645,4 +1645,8 @@ def _runtime() -> Any:  # noqa: ANN401 - a module of the runtime
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    exit_code = main(sys.argv[1:])
+    if exit_code == DISK_FULL:
+        # Python would try once more to write what is left, and end with a code of its own.
+        os._exit(exit_code)
+    sys.exit(exit_code)

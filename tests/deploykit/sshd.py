@@ -180,7 +180,9 @@ def make_key(path, passphrase=None):
     import asyncssh
 
     key = asyncssh.generate_private_key("ssh-ed25519")
-    key.write_private_key(path, passphrase=passphrase)
+    # In a form that needs no further package to be locked.
+    form = "openssh" if passphrase is None else "pkcs8-pem"
+    key.write_private_key(path, form, passphrase=passphrase)
     path.chmod(0o600)
     key.write_public_key(path.with_suffix(".pub"))
     return key
