@@ -63,11 +63,7 @@ def render_profile(report: ProfileReport, *, all_layers: bool = False) -> Render
         Text(""),
         _latencies(report),
     ]
-    if report.state is not None:
-        told = state_text(report.state)
-        if told:
-            parts.append(Text(f"meanwhile: {told}", "dim"))
-        parts += [Text(f"note: {note}", "dim") for note in report.state.notes]
+    parts += _state(report)
     for model in report.models:
         told = outliers_text(model.outliers, model.latency.samples)
         if told:
@@ -120,6 +116,7 @@ def render_comparison(comparison: Comparison, *, all_layers: bool = False) -> Re
             *_sparse(comparison.profile),
             Text(""),
             Text(conditions_text(comparison.profile), "dim"),
+            *_state(comparison.profile),
         ]
     parts += _warnings(comparison.warnings)
     return Group(*parts)
@@ -146,6 +143,17 @@ def conditions_text(report: ProfileReport) -> str:
         f"{where} ({report.device.get('fingerprint')}), {report.runtime}, {threads}; {clock}, "
         f"{rebuilds} builds of the sessions; {inputs}"
     )
+
+
+def _state(report: ProfileReport) -> list[RenderableType]:
+    """What the machine was like meanwhile, and which of its tools gave no answer."""
+    if report.state is None:
+        return []
+    told = state_text(report.state)
+    return [
+        *([Text(f"meanwhile: {told}", "dim")] if told else []),
+        *(Text(f"note: {note}", "dim") for note in report.state.notes),
+    ]
 
 
 def _sparse(report: ProfileReport) -> list[RenderableType]:

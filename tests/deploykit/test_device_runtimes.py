@@ -8,6 +8,7 @@ import json
 import os
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import jsonschema
@@ -15,7 +16,7 @@ import numpy as np
 import onnx
 import pytest
 
-from deploykit.profile import sampler
+from deploykit.profile import layer_times, sampler
 from deploykit.report.profile_records import schema
 from deploykit.runtimes import Claim, capabilities
 from tests.deploykit import fake_cuda, fake_tensorrt, fake_trtexec
@@ -95,6 +96,39 @@ def test_what_an_engine_refuses_is_told(fake, tmp_path):
     fake.refuse_engine, fake.driver.memory = "", 8
     with pytest.raises(MemoryError, match="not enough memory"):
         sampler.sample([path], feeds, runtime="tensorrt", **QUICK)
+
+
+def test_before_version_10_half_precision_is_allowed_where_the_model_has_it(
+    monkeypatch, tmp_path
+):
+    driver = fake_cuda.FakeDriver()
+    module, state = fake_tensorrt.make("8.5.2.2", driver)
+    monkeypatch.setitem(sys.modules, "tensorrt", module)
+    monkeypatch.setattr("ctypes.CDLL", lambda name: driver)
+    flags = types.SimpleNamespace(
+        SPARSE_WEIGHTS=fake_tensorrt.BuilderFlag.SPARSE_WEIGHTS, FP16="FP16"
+    )
+    monkeypatch.setattr(module, "BuilderFlag", flags)
+    kinds = types.SimpleNamespace(EXPLICIT_BATCH=0)
+    monkeypatch.setattr(module, "NetworkDefinitionCreationFlag", kinds)
+    taken = []
+    monkeypatch.setattr(
+        module.IBuilderConfig,
+        "set_flag",
+        lambda self, flag: (taken.append(flag), self._flags.add(flag)),
+    )
+    layer = types.SimpleNamespace(
+        num_outputs=1, get_output=lambda _: types.SimpleNamespace(dtype=dtype)
+    )
+    network = fake_tensorrt.INetworkDefinition
+    monkeypatch.setattr(network, "num_layers", 1, raising=False)
+    monkeypatch.setattr(network, "get_layer", lambda self, number: layer, raising=False)
+    path, feeds = save(tmp_path / "a.onnx")
+    for dtype in (fake_tensorrt.DataType.HALF, fake_tensorrt.DataType.FLOAT):
+        taken.clear()
+        sampler.sample([path], feeds, runtime="tensorrt", **QUICK)
+        assert ("FP16" in taken) is (dtype is fake_tensorrt.DataType.HALF)
+    assert set(state.flags) == {1}
 
 
 def test_without_a_driver_or_a_gpu_it_is_missing(monkeypatch):
@@ -292,7 +326,7 @@ def test_streams_are_read_and_ended(tmp_path, monkeypatch):
         [path],
         feeds,
         watch={
-            "files": [str(tmp_path / "te*mp"), "/nowhere/temp"],
+            "files": [str(tmp_path / "t*p"), "/nowhere/temp"],
             "streams": [[str(tool)], ["nowhere"]],
         },
         **{**QUICK, "duration_s": 0.6},
@@ -305,6 +339,39 @@ def test_streams_are_read_and_ended(tmp_path, monkeypatch):
     assert len(lines) >= 3
     number = int((tmp_path / "tegrastats.pid").read_text())
     assert not is_alive(number)
+
+
+def test_a_profile_on_a_jetson_says_what_it_drew_and_what_to_do(tmp_path, monkeypatch, run):
+    """Everything from the tools of a board, which are scripts here that print recorded texts, to the table."""
+    states = Path(__file__).parent / "states"
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    scripts = {
+        "nvpmodel": f'cat "{states}/nvpmodel-orinnano-r36-verbose.txt"',
+        "jetson_clocks": f'cat "{states}/jetson_clocks-orinnano-r36.txt"',
+        "tegrastats": f'echo $$ > "{tmp_path}/pid"; while :; do cat "{states}/tegrastats-orinnano-r35.txt"; sleep 0.02; done',
+    }
+    for name, script in scripts.items():
+        (folder / name).write_text(f"#!/bin/sh\n{script}\n")
+        (folder / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder}{os.pathsep}{os.environ['PATH']}")
+    path, _ = save(tmp_path / "a.onnx")
+    done = run("profile", path, "--duration", "0.3", "-o", tmp_path / "p.json")
+    assert done.exit_code == 0, done.stderr
+    assert "power mode 25W, clocks not fixed, 4.9 W (VDD_IN)" in done.stdout
+    assert "J a run" in done.stdout
+    assert "run 'sudo nvpmodel -m 0'" in done.stdout
+    assert "fix them with 'sudo jetson_clocks'" in done.stdout
+    document = json.loads((tmp_path / "p.json").read_text())
+    jsonschema.validate(document, schema("profile"))
+    during = document["state"]["during"]
+    drawn = during["power_w"]["VDD_IN"]
+    assert drawn["mean"] == pytest.approx(4.915)
+    assert drawn["readings"] >= 3
+    assert during["energy_j"] == pytest.approx(4.915 * during["elapsed_s"])
+    assert during["clocks_hz"]["gpu"]["low"] == 305e6
+    assert document["state"]["after"]["power_mode"] == "25W"
+    assert not is_alive(int((tmp_path / "pid").read_text()))
 
 
 def test_streams_are_ended_when_a_model_fails(tmp_path):
@@ -370,10 +437,18 @@ def test_the_sampler_runs_in_python_3_8(tmp_path):
         "watch": {"files": ["/proc/loadavg"]},
     }
     look = {"look": {"files": ["/proc/meminfo"], "commands": {"none": [["/nowhere"]]}}}
-    for name, document in (("job", job), ("look", look)):
+    chains = [tmp_path / "short.onnx", tmp_path / "long.onnx"]
+    for chain, length in zip(chains, (1, 5), strict=True):
+        chain.write_bytes(layer_times._chain(length, 2))
+    trace = {
+        **{key: job[key] for key in ("inputs",)},
+        "models": [str(path), *map(str, chains)],
+        "trace": {"duration_s": 0.0, "warmup_s": 0.0},
+    }
+    for name, document in (("job", job), ("look", look), ("trace", trace)):
         (tmp_path / f"{name}.json").write_text(json.dumps(document))
     ends = []
-    for name in ("job", "look"):
+    for name in ("job", "look", "trace"):
         done = subprocess.run(  # noqa: S603 - our own file
             [python, str(sampler.__file__), str(tmp_path / f"{name}.json")],
             capture_output=True,
@@ -385,3 +460,6 @@ def test_the_sampler_runs_in_python_3_8(tmp_path):
     assert ends[0]["states"][-1]["files"]["/proc/loadavg"]
     assert ends[1]["python"].startswith("3.8")
     assert "MemTotal" in ends[1]["files"]["/proc/meminfo"]
+    assert len(ends[2]["profile"]["runs"]) > 10
+    assert ends[2]["profile"]["kernels"]
+    assert len(ends[2]["chains"][0]["long_s"]) == len(ends[2]["wall_s"][1]) == 10

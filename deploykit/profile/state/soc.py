@@ -46,7 +46,7 @@ ARM: Final = {
     0xC0F: "Cortex-A15",
     0xB76: "ARM1176",
 }
-NVIDIA: Final = {0x003: "Denver 2", 0x004: "Carmel"}
+NVIDIA: Final = {0x003: "Denver 2", 0x004: "Carmel"}  # codespell:ignore
 """Names of cores by "CPU part" for the implementers 0x41 and 0x4e. Source: arch/arm64/include/asm/cputype.h of Linux."""
 
 IMPLEMENTERS: Final = {0x41: ARM, 0x4E: NVIDIA}
