@@ -26,6 +26,9 @@ BISECTIONS = 24
 SWEEPS = 20
 """Rounds of coordinate descent at one price: it settles in a handful."""
 
+POLISHED = 6
+"""How many of the best counts that prices find are improved by exchanges."""
+
 NEAR = 3
 """Steps by which groups exchange channels in the end."""
 
@@ -53,6 +56,9 @@ class Problem:
         terms: what adds up.
         fixed_s: seconds that no count changes.
         fixed: amount that no count changes.
+
+    Attributes:
+        beside: of each group, those that share a term with it.
     """
 
     def __init__(
@@ -72,6 +78,10 @@ class Problem:
         for number, term in enumerate(terms):
             for group in term.groups:
                 self._of[group].append(number)
+        self.beside = tuple(
+            {other for number in mine for other in self.terms[number].groups}
+            for mine in self._of
+        )
 
     @property
     def full(self) -> Counts:
@@ -125,10 +135,10 @@ def allocate(problem: Problem, least: float) -> Counts:
         for counts in _priced(problem, start, least):
             found[counts] = problem.sums(counts)[0]
     found.setdefault(problem.full, problem.sums(problem.full)[0])
-    best = sorted(found, key=lambda counts: (found[counts], counts))[:3]
+    best = sorted(found, key=lambda counts: (found[counts], counts))[:POLISHED]
     if starts[-1] not in best and problem.sums(starts[-1])[1] >= least:
         best.append(starts[-1])
-    polished = [_polish(problem, counts, least) for counts in best]
+    polished = [_kicked(problem, _polish(problem, counts, least), least) for counts in best]
     return min(polished, key=lambda counts: (problem.sums(counts)[0], counts))
 
 
@@ -212,6 +222,41 @@ def _polish(problem: Problem, counts: Counts, least: float) -> Counts:
         now = better
 
 
+def _kicked(problem: Problem, counts: Counts, least: float) -> Counts:
+    """Counts that no single group improves by going elsewhere, the others making up for it step by step."""
+    best = counts
+    while True:
+        seconds = problem.sums(best)[0]
+        for group, count, _, _ in list(_moves(problem, best)):
+            tried = _settled(problem, _set(best, ((group, count),)), group, least)
+            if tried is not None and problem.sums(tried)[0] < seconds * (1 - 1e-9):
+                best = _polish(problem, tried, least)
+                break
+        else:
+            return best
+
+
+def _settled(problem: Problem, counts: Counts, but: int, least: float) -> Counts | None:
+    """Counts that leave enough and little more, by the steps of other groups that cost or gain the most for what they give."""
+    now = counts
+    while True:
+        _, amount = problem.sums(now)
+        steps = [move for move in _moves(problem, now, 1) if move[0] != but]
+        if amount < least:
+            up = [move for move in steps if move[3] > 0]
+            if not up:
+                return None
+            group, count, _, _ = min(up, key=lambda move: (move[2] / move[3], move[0]))
+        else:
+            down = [move for move in steps if move[2] < 0 and amount + move[3] >= least]
+            if not down:
+                return now
+            group, count, _, _ = min(
+                down, key=lambda move: (move[2] / max(-move[3], 1e-12), move[0])
+            )
+        now = _set(now, ((group, count),))
+
+
 def _exchanged(problem: Problem, counts: Counts, least: float) -> Counts | None:
     """The best change of one group or two by a few steps each; None if none gains."""
     seconds, amount = problem.sums(counts)
@@ -225,25 +270,30 @@ def _exchanged(problem: Problem, counts: Counts, least: float) -> Counts | None:
         if gain_s >= 0:
             continue
         for other, count, cost_s, more in moves:
-            # A group that shares a term with the first is looked at in full: its move was costed without the other.
+            # A group that shares a term with the first is looked at in full below: its move was costed without the other.
             if other == one or amount + loss + more < least * 0.98:
                 continue
             if not gain_s + cost_s < abs(gain_s) * 0.5:
                 continue
             changed = _set(counts, ((one, fewer), (other, count)))
-            new_s, new = problem.sums(changed)
+            if other in problem.beside[one]:
+                new_s, new = problem.sums(changed)
+            else:
+                new_s, new = seconds + gain_s + cost_s, amount + loss + more
             if new >= least and new_s < best_s:
                 best, best_s = changed, new_s
     return best
 
 
-def _moves(problem: Problem, counts: Counts) -> Iterator[tuple[int, int, float, float]]:
+def _moves(
+    problem: Problem, counts: Counts, near: int = NEAR
+) -> Iterator[tuple[int, int, float, float]]:
     """Changes of one group by a few steps: its number, its new count, and the change of time and amount."""
     now = list(counts)
     for group, choices in enumerate(problem.choices):
         at = choices.index(counts[group])
         old_s, old = problem.sums(now, group)
-        for index in range(max(0, at - NEAR), min(len(choices), at + NEAR + 1)):
+        for index in range(max(0, at - near), min(len(choices), at + near + 1)):
             if index == at:
                 continue
             now[group] = choices[index]

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
-from deploykit.errors import ModelError, PassFailed
+from deploykit.errors import ModelError, PassFailed, UsageError
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -176,7 +176,7 @@ class Network:
         """Counts of the groups, from output channels to keep by weight.
 
         Raises:
-            PassFailed: they are not of this model, or contradict each other.
+            UsageError: they are not of this model, or contradict each other.
         """
         from passes.errors import PassError
         from passes.planners.counts import counts_of_groups
@@ -184,7 +184,7 @@ class Network:
         try:
             return counts_of_groups(self.pruner.channels, self.groups, keep, self.pruner.held)
         except PassError as error:
-            raise PassFailed("prune-channels", str(error)) from error
+            raise UsageError(str(error)) from error
 
     def by_weight(self, counts: Sequence[int]) -> dict[str, tuple[int, int]]:
         """Output channels that each weight keeps, and those it has; of weights that can lose some."""
