@@ -5,13 +5,16 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 JOBS ?= auto
 
-.PHONY: demo test check format samples gpu venv clean
+.PHONY: demo test sshd check format samples gpu venv clean
 
 demo: $(READY)  ## three acts: a ticket found and made fast, speed won back, a real model that still reads
 	$(BIN)/python samples/demo.py
 
-test: $(READY)  ## the test suite
+test: $(READY) sshd  ## the test suite
 	$(BIN)/python -m pytest -q -n $(JOBS) tests
+
+sshd:  ## an SSH server, which plays the device in tests; without one they are skipped
+	@sh tests/deploykit/get_sshd.sh
 
 check: $(READY)  ## lint, types, direction of imports
 	$(BIN)/ruff check .

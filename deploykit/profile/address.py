@@ -16,7 +16,7 @@ Tell: TypeAlias = Callable[[str, float | None], None]
 
 SCHEME = "ssh://"
 FORM = re.compile(
-    r"(?:(?P<user>[^@:/\s]+)@)?(?:\[(?P<six>[0-9A-Fa-f:.%\w-]+)\]|(?P<host>[^@:/\[\]\s]+))(?::(?P<port>\d+))?/?"
+    r"(?:(?P<user>[^@:/\s-][^@:/\s]*)@)?(?:\[(?P<six>[0-9A-Fa-f:.%\w-]+)\]|(?P<host>[^@:/\[\]\s-][^@:/\[\]\s]*))(?::(?P<port>\d+))?/?"
 )
 
 

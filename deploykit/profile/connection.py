@@ -512,6 +512,10 @@ def _remember(file: Path, name: str, key: str) -> None:
 
 def _reason(error: BaseException) -> str:
     """What went wrong, in a few words."""
+    number = getattr(error, "errno", None)
+    if isinstance(error, ConnectionError) and number is not None:
+        # What asyncio says of it is its own call.
+        return os.strerror(number)
     told = str(getattr(error, "reason", "") or getattr(error, "strerror", "") or error)
     return told.strip().rstrip(".") or type(error).__name__
 

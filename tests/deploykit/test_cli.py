@@ -16,7 +16,17 @@ from deploykit.report.records import schema
 from tests.deploykit import fakes
 from tests.deploykit.conftest import make_network
 
-HEAVY = ("matplotlib", "numpy", "onnx", "onnx_ir", "onnxruntime", "rich", "scipy", "torch")
+HEAVY = (
+    "asyncssh",
+    "matplotlib",
+    "numpy",
+    "onnx",
+    "onnx_ir",
+    "onnxruntime",
+    "rich",
+    "scipy",
+    "torch",
+)
 
 
 def run_python(*arguments):
