@@ -64,7 +64,8 @@ def look(step, models):
 
 def check_kept(cache, models):
     """An exception if a kept result is not what its key says, or somebody holds a lock."""
-    for folder in (cache / "objects").iterdir():
+    # A run that was killed before it made the folder has none.
+    for folder in (cache / "objects").glob("*"):
         record = json.loads((folder / "object.json").read_text())
         if key_of(record["stage"], record["components"]) != folder.name:
             raise ValueError(f"{folder.name} is of another key")
