@@ -98,7 +98,9 @@ def read_gpus(lines: str) -> tuple[Gpu, ...]:
 def _gpu(cells: dict[str, str]) -> Gpu | None:
     def number(*names: str) -> float | None:
         for name in names:
-            found = re.match(r"(-?[\d.]+)\s*(?:[A-Za-z%]+)?\s*$", cells.get(name, "").strip())
+            found = re.match(
+                r"(-?\d+(?:\.\d+)?)\s*(?:[A-Za-z%]+)?\s*$", cells.get(name, "").strip()
+            )
             if found:
                 return float(found[1])
         return None

@@ -69,7 +69,7 @@ def read_line(line: str) -> Tegrastats | None:
         _megahertz(emc[2]) if emc else None,
         {
             name: float(celsius)
-            for name, celsius in re.findall(r"(\S+)@(-?[\d.]+)C(?=[\s/]|$)", line)
+            for name, celsius in re.findall(r"(\S+)@(-?\d+(?:\.\d+)?)C(?=[\s/]|$)", line)
             # A sensor that is switched off says -256.
             if float(celsius) > COLDEST_C and not name.lower().startswith(FIXED)
         },
@@ -103,4 +103,4 @@ def _megahertz(text: str | None) -> float | None:
     """Hertz; None where nothing is told, or nothing runs."""
     if not text:
         return None
-    return max(float(part) for part in text.split(",") if part) * 1e6 or None
+    return max((float(part) for part in text.split(",") if part), default=0.0) * 1e6 or None
