@@ -9,8 +9,10 @@ run left behind, its lock included, is nothing that the next one minds.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
+import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -29,8 +31,6 @@ HERE = "here"
 TRIES = 3
 """How often a cell is begun before it is given up: a model that crashes a library does so each time."""
 
-CONNECT_S = 30
-
 
 def run_on_ray(cells: Sequence[Cell], cache: Path, address: str, done: Done) -> int:
     """Run cells, in any order.
@@ -47,11 +47,13 @@ def run_on_ray(cells: Sequence[Cell], cache: Path, address: str, done: Done) -> 
     Raises:
         RuntimeUnavailable: Ray is not installed, or no cluster is at the address.
     """
-    ray = _start(address)
-    try:
-        return _Driver(ray, cache, done).run(cells)
-    finally:
-        ray.shutdown()
+    # Ray tells of workers that died on stdout, which is for results.
+    with contextlib.redirect_stdout(sys.stderr):
+        ray = _start(address)
+        try:
+            return _Driver(ray, cache, done).run(cells)
+        finally:
+            ray.shutdown()
 
 
 def _start(address: str) -> Any:  # noqa: ANN401 - the module of Ray, which may not be there
@@ -85,7 +87,7 @@ class _Driver:
         self._nodes = max(1, len(nodes))
         self._cores = max(1, int(min(nodes, default=1)))
         # Retried by hand; see above.
-        self._task = ray.remote(max_retries=0, max_calls=1)(run_cell)
+        self._task = ray.remote(max_retries=0)(run_cell)
 
     def run(self, cells: Sequence[Cell]) -> int:
         """Run all cells; returns how often one was begun anew."""

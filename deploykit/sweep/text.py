@@ -15,12 +15,18 @@ if TYPE_CHECKING:
 
 __all__ = ["print_sweep"]
 
+PIPE_WIDTH = 160
+"""Where nobody sees the end of the line, names need not be broken."""
+
 
 def print_sweep(result: SweepResult, *, console: Console | None = None) -> None:
     """Print all rows, and what was done for them."""
     from rich.console import Console
 
-    console = console or Console(highlight=False, soft_wrap=True)
+    if console is None:
+        console = Console()
+        if not console.is_terminal:
+            console = Console(width=PIPE_WIDTH)
     console.print(_table(result))
     cells = len(result.sweep.cells)
     said = [f"{cells} cells", f"{result.reused} done before"]
@@ -28,9 +34,9 @@ def print_sweep(result: SweepResult, *, console: Console | None = None) -> None:
         said.append(f"{result.retried} begun anew because their process had died")
     if result.errors:
         said.append(f"{len(result.errors)} without a result")
-    console.print(f"\n{', '.join(said)}. {result.folder}", markup=False)
+    console.print(f"\n{', '.join(said)}. {result.folder}", markup=False, highlight=False)
     for row in result.errors:
-        console.print(f"{row.cell}: {row.reason}", markup=False)
+        console.print(f"{row.cell}: {row.reason}", markup=False, highlight=False)
 
 
 def _table(result: SweepResult) -> Table:
