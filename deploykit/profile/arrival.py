@@ -129,6 +129,10 @@ for base in bases():
     work = os.path.join(base, "run-" + ASK["token"])
     if not os.path.isdir(work):
         continue
+    # Models that were on their way to those that are kept.
+    for name in os.listdir(os.path.join(base, "models")) if os.path.isdir(os.path.join(base, "models")) else []:
+        if name.endswith("." + ASK["token"]):
+            shutil.rmtree(os.path.join(base, "models", name), ignore_errors=True)
     keeper = number(os.path.join(work, "pid"))
     if keeper is not None and belongs(keeper, work):
         os.kill(keeper, signal.SIGTERM)

@@ -354,7 +354,11 @@ class Connection:
                     else lambda _from, _to, done, _all: progress(done),
                 )
             await self._rename(part, target)
-        except (self._ssh.SFTPConnectionLost, self._ssh.SFTPNoConnection):
+        except (
+            self._ssh.SFTPConnectionLost,
+            self._ssh.SFTPNoConnection,
+            self._ssh.SFTPNoSuchFile,
+        ):
             raise
         except self._ssh.SFTPError as error:
             with contextlib.suppress(self._ssh.Error, OSError):

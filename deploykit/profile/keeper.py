@@ -81,6 +81,10 @@ class Keeper:
             if not self._folder.exists():
                 break
             time.sleep(0.1)
+        token = self._folder.name.rpartition("-")[2]
+        # Models that were on their way to those that are kept.
+        for part in self._folder.parent.glob("models/*." + token):
+            shutil.rmtree(str(part), ignore_errors=True)
         if self._owns_parent:
             # Others may be at work in it, or models be kept there.
             with contextlib.suppress(OSError):

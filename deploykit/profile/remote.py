@@ -293,8 +293,21 @@ class RemotePlace:
             ModelError: a model does not run there on these inputs.
             RuntimeUnavailable: the device cannot be reached, lacks what is needed, or got stuck.
         """
-        job = dict(job)
-        paths = [Path(model) for model in models]
+        try:
+            return self._run(
+                dict(job), [Path(model) for model in models], feeds, runtime, progress
+            )
+        except NotThere as error:
+            raise failures.gone(self.host) from error
+
+    def _run(
+        self,
+        job: Record,
+        paths: Sequence[Path],
+        feeds: Feeds | None,
+        runtime: str,
+        progress: Share | None,
+    ) -> Record:
         if paths:
             self._check_packages(runtime)
             packed = [pack(path) for path in paths]
@@ -305,10 +318,13 @@ class RemotePlace:
         number = self._jobs
         self._jobs += 1
         place = f"{self._there['folder']}/jobs/{number}.json"
+        text = json.dumps(job).encode()
         try:
-            self._connection.send(json.dumps(job).encode(), place)
-        except NotThere as error:
-            raise failures.gone(self.host) from error
+            self._connection.send(text, place)
+        except NoSpace as error:
+            raise failures.no_space(
+                self.host, "the job", len(text), self._free(), str(error)
+            ) from error
         return self._follow(f"{place}l", paths, progress)
 
     # -- sending -----------------------------------------------------------------------------------

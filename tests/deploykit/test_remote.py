@@ -160,6 +160,36 @@ def test_models_stay_where_they_were_asked_to_and_nothing_else(device, network):
     assert kept.read_bytes() == network.read_bytes()
 
 
+def test_a_model_that_did_not_arrive_whole_is_not_kept(device, network):
+    place = at(device, keeps_models=True)
+    interrupt_at(place, "sending")
+    with place, pytest.raises(KeyboardInterrupt):
+        place.sample([network], FEEDS, settings=QUICK)
+    assert device.left() == ["deploykit", "deploykit/models"]
+
+
+def interrupt_at(place, stage):
+    def tell(told, done=None):
+        if told.startswith(stage):
+            raise KeyboardInterrupt
+
+    place._tell = tell
+
+
+def test_a_device_behind_another_one_is_reached_as_the_configuration_says(make_device):
+    gate, behind = make_device(), make_device()
+    (gate.home / ".ssh" / "config").write_text(
+        f"Host behind\n  HostName 127.0.0.1\n  Port {behind.port}\n  ProxyJump 127.0.0.1:{gate.port}\n"
+    )
+    place = RemotePlace(Host(name="behind", address=parse_address("behind")))
+    with place:
+        assert str(place._there["folder"]).startswith(str(behind.cache))
+        assert gate.cut() >= 1
+        # The way there was cut, and is gone again.
+        assert place.describe().cores >= 1
+    assert_clean(behind)
+
+
 def test_two_devices_measure_at_once(make_device, network):
     devices = [make_device(), make_device()]
     found = {}
