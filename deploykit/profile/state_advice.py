@@ -19,6 +19,9 @@ HOT_C: Final = 85.0
 """Jetson modules slow down from 95 to 99 degrees on, a Raspberry Pi from 80 to 85, GPUs from 83 to 90: a sensor that is
 there is near it."""
 
+STEADY: Final = "performance"
+"""The governor that keeps clocks high, whatever the load."""
+
 SLOWER: Final = 0.95
 """Share of its highest clock below which a busy GPU is held back."""
 
@@ -29,12 +32,29 @@ def advise_on_state(course: Course) -> tuple[str, ...]:
     """Warnings about the state of a machine in the course of a measurement, each with what to do next."""
     before, during, after = course.before, course.during, course.after
     return (
+        *_about_governors(before),
         *_about_power_mode(before),
         *_about_heat(before, during, after),
         *_about_gpus(before, during),
         *_about_supply(before, after),
         *_about_memory(before, after),
     )
+
+
+def _about_governors(before: State) -> Iterator[str]:
+    """Cores of another kind may have a governor of their own; that of the first one is told with the device."""
+    first = next((core.governor for core in before.cores if core.number == 0), None)
+    others: dict[str, list[int]] = {}
+    for core in before.cores:
+        if core.is_online and core.governor not in {None, first, STEADY} and not core.is_fixed:
+            others.setdefault(str(core.governor), []).append(core.number)
+    if before.power_mode is None and before.is_clock_fixed is not True:
+        for governor, numbers in others.items():
+            listed = ",".join(map(str, numbers))
+            yield (
+                f"the clocks of the cores {listed} follow the load (governor '{governor}'): fix them with 'sudo cpupower -c "
+                f"{listed} frequency-set -g {STEADY}' for figures that repeat"
+            )
 
 
 def _about_power_mode(before: State) -> Iterator[str]:

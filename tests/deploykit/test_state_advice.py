@@ -117,6 +117,13 @@ def test_nothing_is_advised_where_nothing_is_wrong():
             {},
             "fix them with 'sudo jetson_clocks'",
         ),
+        (
+            {"cores": (core(governor="performance"), core(4, governor="ondemand", low_hz=4e8))},
+            {},
+            {},
+            "the cores 4 follow the load (governor 'ondemand'): fix them with 'sudo cpupower -c 4 frequency-set",
+        ),
+        ({"cores": (core(governor="performance"), core(4, governor="ondemand"))}, {}, {}, None),
         ({}, {"temperatures_c": {"tj": at(91.0)}}, {}, "it grew 91 C hot (tj): let it cool"),
         ({}, {}, {"temperatures_c": {"cpu": 88.0}}, "it grew 88 C hot (cpu)"),
         ({}, {}, {"throttle_counts": {"over-current oc3": 4, "package": 3}}, None),
