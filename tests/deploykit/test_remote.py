@@ -411,11 +411,11 @@ def test_another_python_of_the_device_can_be_named(device, network, run):
     result = run(*arguments, "--device-python", "/no/such/python")
     assert result.exit_code == 4
     assert "has no '/no/such/python'" in result.stderr
-    (device.home / "my python").symlink_to(sys.executable)
-    os.environ["PYTHONPATH"] = ":".join(sys.path)
-    result = run(*arguments, "--device-python", f"{device.home}/my python")
-    assert result.exit_code in {0, 4}
-    assert "does not run" not in result.stderr
+    named = device.home / "my python"
+    named.write_text(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n')
+    named.chmod(0o755)
+    result = run(*arguments, "--device-python", named)
+    assert result.exit_code == 0, result.stderr
 
 
 def test_a_python_that_is_too_old_is_told_of(device, network, run):
@@ -584,6 +584,12 @@ def test_samples_that_find_no_room_end_the_run(device, small_disk, network):
     many = dataclasses.replace(QUICK, min_rounds=20_000)
     place = at(device, folder=str(small_disk / "d"))
     place._make_room = lambda *_, **__: None
+
+    def fill(_):
+        if not (small_disk / "filler").exists():
+            with contextlib.suppress(OSError), (small_disk / "filler").open("wb") as filler:
+                filler.write(bytes(1 << 20))
+
     with place, pytest.raises(RuntimeUnavailable, match="no room for the samples on pi"):
-        place.sample([network], FEEDS, settings=many)
+        place.sample([network], FEEDS, settings=many, progress=fill)
     assert list((small_disk / "d").iterdir()) == []
