@@ -87,6 +87,7 @@ class RemotePlace:
         self._token = secrets.token_hex(8)
         self._link: Connection | None = None
         self._there: Record = {}
+        self._is_begun = False
         self._jobs = 0
         self._sent: set[str] = set()
 
@@ -143,8 +144,11 @@ class RemotePlace:
             lease_s=host.lease_s,
             silent_s=host.timeout_s,
         )
+        # What it makes may be there although its answer is not.
+        self._is_begun = True
         done = link.run(f"{_in_shell(host.python)} -", script=script)
         found = arrival.read_answer(done.output)
+        self._is_begun = found is not None and "problem" not in found
         if found is None:
             raise failures.no_python(host, done)
         if "problem" in found:
@@ -157,12 +161,12 @@ class RemotePlace:
         if link is None:
             return
         try:
-            if self._there:
+            if self._is_begun:
                 self._clean(link)
         finally:
             self.notes += link.notes
             link.close()
-            self._there = {}
+            self._there, self._is_begun = {}, False
             self._sent.clear()
 
     def _clean(self, link: Connection) -> None:
@@ -182,9 +186,10 @@ class RemotePlace:
                 return
             why = f"'{left[0]}' could not be removed." if left else done.errors.strip()
             break
+        folder = self._there.get("folder", self.host.folder or "~/.cache/deploykit")
         self.notes.append(
-            f"{self.name} could not be cleaned up: {why} What is in '{self._there['folder']}' there is removed by the device "
-            f"itself in {self.host.lease_s:g} s"
+            f"{self.name} could not be cleaned up: {why} What is in '{folder}' there is removed by the device itself in "
+            f"{self.host.lease_s:g} s"
         )
 
     @property

@@ -24,6 +24,7 @@ from deploykit.errors import ModelError, RuntimeUnavailable
 from deploykit.profile import HERE, Settings, measure
 from deploykit.profile.address import Host, parse_address
 from deploykit.profile.arrival import arrive, read_answer
+from deploykit.profile.connection import Connection
 from deploykit.profile.remote import RemotePlace
 from tests.deploykit.conftest import make_network
 from tests.deploykit.sshd import device, make_device, make_key, wait_until
@@ -307,6 +308,23 @@ def test_a_host_that_is_killed_leaves_nothing_on_the_device(device, network):
     wait_until(lambda: not device.left(), 20.0)
 
 
+def test_what_is_interrupted_while_it_arrives_leaves_nothing(device, monkeypatch):
+    place = at(device)
+    run = Connection.run
+
+    def interrupt(self, command, **options):
+        done = run(self, command, **options)
+        if not device.left():
+            return done
+        monkeypatch.setattr(Connection, "run", run)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Connection, "run", interrupt)
+    with pytest.raises(KeyboardInterrupt), place:
+        pass
+    assert device.left() == []
+
+
 def test_ctrl_c_ends_the_run_there_too(device, network):
     process = start_cli("profile", network, "--on", device.on, "--duration", 300)
     try:
@@ -387,6 +405,13 @@ def test_who_cannot_be_reached_is_told_of(device, network, run):
     assert result.exit_code == 4
     assert "cannot be reached" in result.stderr
     assert f"127.0.0.1:{device.port}" in result.stderr
+
+
+def test_what_reaches_devices_is_told_where_it_is_not_installed(network, run, monkeypatch):
+    monkeypatch.setitem(sys.modules, "asyncssh", None)
+    result = run("profile", network, "--on", "pi")
+    assert result.exit_code == 4
+    assert "pip install '.[ssh]'" in result.stderr
 
 
 # -- what the device lacks -------------------------------------------------------------------------
