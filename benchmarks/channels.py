@@ -114,14 +114,14 @@ def _measure_pair(
         again = dataclasses.replace(settings, seed=part)
         taken = measure(paths, {"input": feed}, baseline="built", threads=1, settings=again)
         parts.append(taken.samples)
-        built, optimized = (_pooled([each[key] for each in parts]) for key in paths)
+        built, optimized = (pooled([each[key] for each in parts]) for key in paths)
         ratio = paired_ratio(built, optimized, threads=1, clock="cpu")
         if ratio.hi / ratio.lo <= PRECISION**2:
             break
     return ratio
 
 
-def _pooled(parts: Sequence[Timings]) -> Timings:
+def pooled(parts: Sequence[Timings]) -> Timings:
     """Samples of several measurements as those of one, whose builds follow each other."""
     counts = [int(part.rebuild.max()) + 1 for part in parts]
     starts = np.cumsum([0, *counts[:-1]])

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
     from deploykit.report.records import Staircase
+    from deploykit.report.what_if_records import RooflineRecord, TableRow
 
 __all__ = [
     "Bar",
@@ -46,9 +47,11 @@ __all__ = [
     "gains",
     "histogram",
     "intervals",
+    "roofline",
     "settings",
     "skyline",
     "staircase",
+    "stairs",
 ]
 
 WIDTH = 380.0
@@ -497,6 +500,128 @@ def staircase(stair: Staircase, place: str, label: str) -> str:
         transform=axes.transAxes + _offset(drawing, -36, 8),
     )  # fmt: skip
     return drawing.svg(label)
+
+
+def roofline(record: RooflineRecord) -> str:
+    """Speed over intensity, both on logarithmic axes: layers as points under what the device gives."""
+    drawing = Drawing(270, "roofline")
+    axes = drawing.axes(44, 12, 10, 38)
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    rows = [row for row in record.layers if row.macs and row.bytes and row.seconds > 0]
+    points = [(row.macs / row.bytes, row.macs / row.seconds / 1e9) for row in rows]
+    peak = record.peak_macs_s / 1e9
+    roofs = (
+        (record.memory_bytes_s / 1e9, BEFORE, "memory"),
+        (record.cache_bytes_s / 1e9, AFTER, "caches"),
+    )
+    low = min([0.5, *(0.6 * x for x, _ in points)])
+    high = max([2 * peak / roofs[0][0], *(1.6 * x for x, _ in points)])
+    axes.set_xlim(low, high)
+    axes.set_ylim(min([0.5 * peak * 1e-2, *(0.6 * y for _, y in points)]), 2.0 * peak)
+    keys = ("memory_bytes_s", "cache_bytes_s")
+    for (rate, colour, word), key in zip(roofs, keys, strict=True):
+        ridge = peak / rate
+        (line,) = axes.plot(
+            [low, min(ridge, high)],
+            [low * rate, min(peak, high * rate)],
+            color=colour,
+            linewidth=1.4,
+        )
+        value = getattr(record, key)
+        drawing.mark(line, f"{word}: {rate:.3g} GB/s", Shown(f"roofline.{key}", value))
+        at = math.sqrt(low * min(ridge, high))
+        axes.annotate(
+            word, (at, at * rate), textcoords="offset points", xytext=(-4, 5), ha="right",
+            color=INK, fontsize=SMALL,
+        )  # fmt: skip
+    (line,) = axes.plot(
+        [min(peak / roofs[1][0], high), high], [peak, peak], color=INK, linewidth=1.4
+    )
+    drawing.mark(
+        line,
+        f"{peak:.4g} G multiply-accumulates/s",
+        Shown("roofline.peak_macs_s", record.peak_macs_s),
+    )
+    axes.annotate(
+        f"{peak:.3g} G/s", (high, peak), textcoords="offset points", xytext=(0, 4), ha="right",
+        color=INK, fontsize=SMALL,
+    )  # fmt: skip
+    longest = max((row.seconds for row in rows), default=1.0)
+    places = {row.name: at for at, row in enumerate(record.layers)}
+    colours = {"compute": GOOD, "memory": BAD, "overhead": SOFT}
+    for row, (x, y) in zip(rows, points, strict=True):
+        size = 3.5 + 6.5 * math.sqrt(row.seconds / longest)
+        (point,) = axes.plot(
+            [x],
+            [y],
+            "o",
+            markersize=size,
+            markerfacecolor=colours[row.limit],
+            markeredgecolor=PAPER,
+        )
+        place = f"roofline.layers.{places[row.name]}"
+        drawing.mark(
+            point,
+            f"{row.name}: {time_text(row.seconds)}, {100 * row.share:.0f} % of what is attainable",
+            Shown(f"{place}.macs", row.macs),
+            Shown(f"{place}.bytes", row.bytes),
+            Shown(f"{place}.seconds", row.seconds),
+        )
+    plain = FuncFormatter(lambda value, _: f"{value:g}")
+    axes.xaxis.set_major_formatter(plain)
+    axes.yaxis.set_major_formatter(plain)
+    axes.minorticks_off()
+    axes.set_xlabel("multiply-accumulates a byte")
+    axes.text(
+        0, 1, "G multiply-accumulates/s", color=SOFT, fontsize=SMALL,
+        transform=axes.transAxes + _offset(drawing, -40, 3),
+    )  # fmt: skip
+    return drawing.svg(
+        f"Roofline: peak {peak:.4g} G multiply-accumulates a second, {len(rows)} layers"
+    )
+
+
+def stairs(row: TableRow, place: str) -> str:
+    """Time of one kind of layer over its outputs, a line for each number of inputs."""
+    drawing = Drawing(210, place.replace(".", "-"))
+    axes = drawing.axes(40, 24, 44, 34)
+    longest = max(max(line) for line in row.seconds)
+    unit, scale = ("ms", 1e3) if longest >= 1e-3 else ("µs", 1e6)
+    for at, (inputs, line) in enumerate(zip(row.inputs, row.seconds, strict=True)):
+        axes.plot(row.outputs, [scale * each for each in line], color=LINE, linewidth=1.2)
+        for index, (count, seconds) in enumerate(zip(row.outputs, line, strict=True)):
+            (point,) = axes.plot(
+                [count],
+                [scale * seconds],
+                "o",
+                markersize=4.5,
+                markerfacecolor=AFTER,
+                markeredgecolor=AFTER,
+            )
+            drawing.mark(
+                point,
+                f"{inputs} inputs, {count} outputs: {time_text(seconds)}",
+                Shown(f"{place}.inputs.{at}", inputs),
+                Shown(f"{place}.outputs.{index}", count),
+                Shown(f"{place}.seconds.{at}.{index}", seconds),
+            )
+        axes.annotate(
+            f"{inputs} in", (row.outputs[-1], scale * line[-1]), textcoords="offset points", xytext=(6, -3),
+            color=SOFT, fontsize=SMALL,
+        )  # fmt: skip
+    axes.set_ylim(0, 1.05 * scale * longest)
+    axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+    axes.yaxis.set_major_locator(MaxNLocator(5))
+    axes.spines["left"].set_visible(False)
+    axes.set_xlabel("output channels")
+    axes.text(
+        0, 1, unit, color=SOFT, fontsize=SMALL,
+        transform=axes.transAxes + _offset(drawing, -36, 8),
+    )  # fmt: skip
+    return drawing.svg(
+        f"{row.layer}: time over output channels, for {len(row.inputs)} counts of inputs"
+    )
 
 
 def shorten(name: str, room: int) -> str:

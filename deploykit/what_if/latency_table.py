@@ -32,7 +32,7 @@ __all__ = ["LatencyTable", "LayerTable", "measure_table"]
 Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
 Floats: TypeAlias = np.ndarray[Any, np.dtype[np.float64]]
 
-TABLE = Settings(warmup_s=0.0, duration_s=0.03, min_rounds=7, rebuilds=2, max_duration_s=20.0)
+TABLE = Settings(warmup_s=0.0, duration_s=0.04, min_rounds=11, rebuilds=2, max_duration_s=20.0)
 """How long each point is measured: some hundreds for a network, and what is chosen is measured again as a whole."""
 
 MOST_INPUTS = 4

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Literal
 
 from deploykit import profiling
 from deploykit.errors import UsageError
-from deploykit.profile import measure
+from deploykit.profile import Clock, measure
+from deploykit.profile.statistics import summarize
 from deploykit.report.profile_wording import labels
 from deploykit.report.what_if_records import SweepRecord, SweepRow
 from deploykit.runtimes import start
@@ -112,24 +113,27 @@ def _run(
                 runtime=request.runtime,
             )
         )
-    # Processor time of several threads adds up what runs side by side: with threads only elapsed time compares.
-    is_wall = each.what == "threads" and max(each.settings) > 1
+    clock = _clock(each, taken)
     rows: list[SweepRow] = []
     for setting, measured, mine in zip(each.settings, taken, feeds, strict=True):
-        latency = measured.latencies[name]
-        clock = str(measured.clock)
+        latency = summarize(measured.samples[name], clock)
         p50_s, p95_s = latency.p50_s, latency.p95_s
-        if is_wall and clock == "cpu":
-            from deploykit.profile.statistics import summarize
-
-            latency = summarize(measured.samples[name], "wall")
-            p50_s, p95_s, clock = latency.p50_s, latency.p95_s, "wall"
         items = setting if each.what == "batch" else _items(mine)
         rate = items / p50_s
         speedup = rate / rows[0].items_s if rows else 1.0
         more = setting / each.settings[0] if each.what == "threads" else 1.0
         rows.append(SweepRow(setting, p50_s, p95_s, rate, speedup, speedup / more, clock))
     return SweepRecord(each.what, name, tuple(rows), _said(each.what, rows))
+
+
+def _clock(each: Sweep, taken: Sequence[Measurement]) -> Clock:
+    """The clock that all settings are compared by."""
+    clocks = {measured.clock for measured in taken}
+    if "device" in clocks:
+        return "device"
+    # Processor time of several threads adds up what runs side by side: with threads only elapsed time compares.
+    is_wall = each.what == "threads" and max(each.settings) > 1
+    return "cpu" if "cpu" in clocks and not is_wall else "wall"
 
 
 def _items(feeds: Feeds) -> int:
