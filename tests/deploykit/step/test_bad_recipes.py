@@ -212,10 +212,10 @@ BROKEN = {
         "a ticket goes with a PyTorch model",
     ),
     "no module": (
-        change('"network.onnx"', '"modells:net"'),
+        change('"network.onnx"', '"netze:net"'),
         2,
-        "modells:net",
-        "there is no module 'modells'",
+        "netze:net",
+        "there is no module 'netze'",
     ),
     "no gate": (gate("fast enough"), 2, "fast enough", "there is no metric 'fast'"),
     "an unknown metric": (
@@ -279,10 +279,10 @@ BROKEN = {
         "there is no metric 'top2'. Did you mean 'top",
     ),
     "no function of that name": (
-        change('"evaluate:accuracy"', '"evaluate:acuracy"'),
+        change('"evaluate:accuracy"', '"evaluate:accurate"'),
         2,
-        "acuracy",
-        "has no 'acuracy'. Did you mean 'accuracy'?",
+        "evaluate:accurate",
+        "has no 'accurate'. Did you mean 'accuracy'?",
     ),
     "an accuracy above 1": (
         lambda step: (
