@@ -69,7 +69,7 @@ def measured(monkeypatch):
     return costs, calls
 
 
-def profile_layers(path, feeds, *, threads, duration_s):
+def profile_layers(path, feeds, *, threads, duration_s, place):
     """Every node takes as many microseconds as its output has elements."""
     model = onnx.shape_inference.infer_shapes(onnx.load(path))
     sizes = {value.name: value.type.tensor_type.shape.dim[-1].dim_value
