@@ -92,6 +92,14 @@ def check_left(step):
         raise ValueError(f"left beside the result: {hidden}")
 
 
+def wait_for(path, child):
+    """Wait until a file is there, or the process has ended."""
+    while not path.exists() and not os.waitid(
+        os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT
+    ):
+        time.sleep(0.001)
+
+
 def kill(kills, dice, step, models, seen, wrong):
     cache = step.folder / ".deploykit" / "cache"
     whole = math.inf
@@ -108,12 +116,13 @@ def kill(kills, dice, step, models, seen, wrong):
         if number % 3 == 0:
             shutil.rmtree(cache / "objects", ignore_errors=True)
         before = look(step, models)
-        child = start(["run", str(step.folder / RECIPES[number % 2])])
-        # Runs that find something kept are shorter, and put their result in place sooner.
-        share = dice.uniform(0.0, 1.0) * (
-            1.0 if number % 3 == 0 else dice.choice((0.2, 0.5, 1.0))
-        )
-        time.sleep(share * whole)
+        child = start(["run", str(step.folder / RECIPES[number // 2 % 2])])
+        if number % 2:
+            # While its documents are written, or the folder is put in its place.
+            wait_for(step.folder / ".out.deploykit" / "result" / "report.html", child)
+            time.sleep(dice.uniform(0.0, 0.08))
+        else:
+            time.sleep(dice.uniform(0.0, 1.0) * whole)
         with contextlib.suppress(ProcessLookupError):
             os.kill(child, signal.SIGKILL)
         code = wait(child)
