@@ -6,18 +6,84 @@ this package imports nothing heavy; runtimes and model libraries are imported wh
 
 from __future__ import annotations
 
+import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import os
     from collections.abc import Sequence
 
-    from deploykit.step.records import StepResult
+    from deploykit.errors import (
+        DeploykitError,
+        GateFailed,
+        ModelError,
+        PassFailed,
+        RuntimeUnavailable,
+        UnsupportedModel,
+        UsageError,
+    )
+    from deploykit.step.records import (
+        AccuracyRecord,
+        BaselineComparison,
+        GateResult,
+        StageRecord,
+        StepRecipe,
+        StepResult,
+    )
     from deploykit.step.runner import Progress
 
 __version__ = "0.1.0"
 
-__all__ = ["__version__", "run"]
+__all__ = [
+    "AccuracyRecord",
+    "BaselineComparison",
+    "DeploykitError",
+    "GateFailed",
+    "GateResult",
+    "ModelError",
+    "PassFailed",
+    "RuntimeUnavailable",
+    "StageRecord",
+    "StepRecipe",
+    "StepResult",
+    "UnsupportedModel",
+    "UsageError",
+    "__version__",
+    "run",
+]
+
+_HOMES = {
+    **dict.fromkeys(
+        (
+            *("DeploykitError", "GateFailed", "ModelError", "PassFailed"),
+            *("RuntimeUnavailable", "UnsupportedModel", "UsageError"),
+        ),
+        "deploykit.errors",
+    ),
+    **dict.fromkeys(
+        (
+            *("AccuracyRecord", "BaselineComparison", "GateResult"),
+            *("StageRecord", "StepRecipe", "StepResult"),
+        ),
+        "deploykit.step.records",
+    ),
+}
+"""Where public names are defined; they are imported when they are first used."""
+
+
+def __getattr__(name: str) -> object:
+    """Import a public name."""
+    if name not in _HOMES:
+        msg = f"module 'deploykit' has no attribute '{name}'"
+        raise AttributeError(msg)
+    found: object = getattr(importlib.import_module(_HOMES[name]), name)
+    globals()[name] = found
+    return found
+
+
+def __dir__() -> list[str]:
+    """The public names, used or not."""
+    return sorted({*globals(), *__all__})
 
 
 def run(

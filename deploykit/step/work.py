@@ -99,7 +99,10 @@ def profile(
 ) -> None:
     """Measure the original and the optimized model in turns."""
     options = recipe.optimize
-    inputs = Path(options.inputs[0]) if options.inputs else examples
+    # Sizes that were asked for are measured with, as forms were; examples of an export have sizes of their own.
+    inputs = None if options.shape else examples
+    if options.inputs:
+        inputs = Path(options.inputs[0])
     request = profiling.Request(
         models=(original, optimized),
         command=command_of(recipe),
