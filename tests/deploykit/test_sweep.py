@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
-schema
+
+import jsonschema
 import onnx
 import pytest
 
