@@ -260,8 +260,8 @@ def value_text(value: float | None, unit: str) -> str:
         scales = {"s": 1.0, "ms": 1e-3, "us": 1e-6}
     elif unit == "B":
         scales = {"GB": 1e9, "MB": 1e6, "KB": 1e3, "B": 1.0}
-    elif value == int(value) and abs(value) < 1e15:
-        return f"{int(value):,}"
+    elif 1000 <= abs(value) < 1e15 or (abs(value) < 1000 and value == int(value)):
+        return f"{value:,.0f}"
     else:
         return f"{value:.4g}"
     name, scale = next(

@@ -113,7 +113,10 @@ def _interval_text(row: GateResult) -> str:
 def _verdict(result: StepResult) -> str:
     name = result.recipe.name
     if result.ok:
-        gates = f"{len(result.gates)} gates passed" if result.gates else "there are no gates"
+        count = len(result.gates)
+        gates = (
+            f"{count} gate{'s' if count > 1 else ''} passed" if count else "there are no gates"
+        )
         is_done = any(stage.state == "ran" for stage in result.stages)
         done = (
             f"{result.model} was written"
@@ -127,7 +130,12 @@ def _verdict(result: StepResult) -> str:
         f"{row.metric}{f' on {row.device}' if row.device else ''} is {value_text(row.figure, row.unit)}, and has to be "
         f"{limit_text(row)}"
         for row in result.gates
-        if not row.passed
+        if not row.passed and row.figure is not None
+    ]
+    faults += [
+        f"{row.gate.text}: {row.note}"
+        for row in result.gates
+        if row.figure is None and (result.report is None or result.report.verdict != "differs")
     ]
     if result.report is not None and result.report.verdict == "differs":
         faults.insert(0, result.report.reason)

@@ -126,7 +126,7 @@ def make_result(*, gates=GATES, ratio=0.5, folder=Path("/data"), **changes):
             StageRecord("optimize", "1" * 64, {"model": "a"}, "cached", 3.5),
             StageRecord("profile here", "2" * 64, {"model": "a"}, "ran", 2.0, "never ran"),
         ),
-        gates=evaluate(parsed, Figures(report, profiles, accuracy)),
+        gates=evaluate(parsed, Figures(report, tuple(profiles), profiles, accuracy)),
         report=report,
         profiles=profiles,
         accuracy=accuracy,
