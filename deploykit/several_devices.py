@@ -25,7 +25,7 @@ from deploykit.report.devices_records import DeviceProfile, DevicesReport
 if TYPE_CHECKING:
     from multiprocessing.context import SpawnProcess
 
-    from deploykit.profile.named_places import NamedPlace
+    from deploykit.profile.remote.named_places import NamedPlace
     from deploykit.profiling import Request
     from deploykit.report.profile_records import ProfileReport
 

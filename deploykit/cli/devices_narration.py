@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from rich.progress import Progress, TaskID
 
-    from deploykit.profile.named_places import NamedPlace
+    from deploykit.profile.remote.named_places import NamedPlace
     from deploykit.profiling import Request
 
 __all__ = ["DevicesNarration", "check_several", "show_several"]

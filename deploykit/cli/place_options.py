@@ -16,8 +16,8 @@ from deploykit.errors import UsageError
 
 if TYPE_CHECKING:
     from deploykit.profile import Place
-    from deploykit.profile.address import Tell
-    from deploykit.profile.named_places import NamedPlace
+    from deploykit.profile.remote.address import Tell
+    from deploykit.profile.remote.named_places import NamedPlace
 
 __all__ = ["Where", "given_settings", "open_place", "place_options"]
 
@@ -48,7 +48,7 @@ class Where:
         Raises:
             UsageError: there is no such place, or an option is for devices and there is none.
         """
-        from deploykit.profile.named_places import HERE_ONLY, find_places
+        from deploykit.profile.remote.named_places import HERE_ONLY, find_places
 
         if self.on is not None:
             return find_places(

@@ -8,12 +8,12 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from deploykit.profile.devices_file import FILE
-from deploykit.profile.named_places import NamedPlace, find_places
+from deploykit.profile.remote.devices_file import FILE
+from deploykit.profile.remote.named_places import NamedPlace, find_places
 
 if TYPE_CHECKING:
     from deploykit.profile import Place
-    from deploykit.profile.address import Tell
+    from deploykit.profile.remote.address import Tell
     from deploykit.step.records import StepRecipe
 
 __all__ = ["Spot", "find", "open_spots"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from deploykit.errors import UsageError
-from deploykit.profile.address import Address, parse_address
+from deploykit.profile.remote.address import Address, parse_address
 
 
 @pytest.mark.parametrize(

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from deploykit.errors import UsageError
-from deploykit.profile.address import Address
-from deploykit.profile.devices_file import find_devices, read_devices
+from deploykit.profile.remote.address import Address
+from deploykit.profile.remote.devices_file import find_devices, read_devices
 
 
 def write(folder, text):

@@ -22,10 +22,10 @@ from onnx import TensorProto, helper
 
 from deploykit.errors import ModelError, RuntimeUnavailable
 from deploykit.profile import HERE, Settings, measure
-from deploykit.profile.address import Host, parse_address
-from deploykit.profile.arrival import arrive, read_answer
-from deploykit.profile.connection import Connection
-from deploykit.profile.remote import RemotePlace
+from deploykit.profile.remote.address import Host, parse_address
+from deploykit.profile.remote.arrival import arrive, read_answer
+from deploykit.profile.remote.connection import Connection
+from deploykit.profile.remote.remote_place import RemotePlace
 from tests.deploykit.conftest import make_network
 from tests.deploykit.sshd import device, make_device, make_key, wait_until
 
@@ -291,8 +291,8 @@ def test_a_host_that_is_killed_leaves_nothing_on_the_device(device, network):
     script = (
         "import numpy as np, sys\n"
         "from deploykit.profile import Settings\n"
-        "from deploykit.profile.address import Host, parse_address\n"
-        "from deploykit.profile.remote import RemotePlace\n"
+        "from deploykit.profile.remote.address import Host, parse_address\n"
+        "from deploykit.profile.remote.remote_place import RemotePlace\n"
         "host = Host(name='pi', address=parse_address(sys.argv[1]), lease_s=2.0)\n"
         "with RemotePlace(host) as place:\n"
         "    place.sample([sys.argv[2]], {'x': np.zeros((1, 256), np.float32)}, settings=Settings(duration_s=300.0))\n"
@@ -555,7 +555,7 @@ def test_a_runtime_that_crashes_is_told_of(device, network, number, said):
 
 
 def test_a_run_whose_processes_were_ended_there_is_told_of(device, network, monkeypatch):
-    monkeypatch.setattr("deploykit.profile.remote.QUIET_S", 0.2)
+    monkeypatch.setattr("deploykit.profile.remote.remote_place.QUIET_S", 0.2)
     forever = Settings(duration_s=300.0)
     ended = []
 

@@ -14,7 +14,7 @@ import jsonschema
 import pytest
 
 from deploykit.errors import UsageError
-from deploykit.profile.named_places import HERE_ONLY, find_places
+from deploykit.profile.remote.named_places import HERE_ONLY, find_places
 from deploykit.report.devices_records import schema
 from deploykit.report.profile_records import schema as profile_schema
 

@@ -26,10 +26,11 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 
 from deploykit.errors import ModelError, RuntimeUnavailable
-from deploykit.profile import arrival, failures, keeper, sampler
-from deploykit.profile.connection import Connection, ConnectionBroken, NoSpace, NotThere
+from deploykit.profile import sampler
 from deploykit.profile.memory import save_inputs
-from deploykit.profile.shipment import beside, pack
+from deploykit.profile.remote import arrival, failures, keeper
+from deploykit.profile.remote.connection import Connection, ConnectionBroken, NoSpace, NotThere
+from deploykit.profile.remote.shipment import beside, pack
 from deploykit.runtimes import DEFAULT
 
 if TYPE_CHECKING:
@@ -37,10 +38,10 @@ if TYPE_CHECKING:
     from typing import Self
 
     from deploykit.profile import Settings
-    from deploykit.profile.address import Host, Tell
     from deploykit.profile.device import Device
     from deploykit.profile.place import Share, Watch
-    from deploykit.profile.shipment import Shipment
+    from deploykit.profile.remote.address import Host, Tell
+    from deploykit.profile.remote.shipment import Shipment
     from deploykit.profile.state.seen import Seen
 
 __all__ = ["RemotePlace"]

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from deploykit.errors import UsageError
-from deploykit.profile.address import Host, parse_address
+from deploykit.profile.remote.address import Host, parse_address
 
 __all__ = ["FILE", "HERE_NAME", "find_devices", "read_devices"]
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     import asyncssh
 
-    from deploykit.profile.address import Host, Tell
+    from deploykit.profile.remote.address import Host, Tell
 
 __all__ = ["Completed", "Connection", "ConnectionBroken", "NoSpace", "NotThere"]
 

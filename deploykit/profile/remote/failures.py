@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 from deploykit.errors import DeploykitError, ModelError, RuntimeUnavailable
 
 if TYPE_CHECKING:
-    from deploykit.profile.address import Host
-    from deploykit.profile.connection import Completed
+    from deploykit.profile.remote.address import Host
+    from deploykit.profile.remote.connection import Completed
 
 __all__ = ["failed", "gone", "no_package", "no_python", "no_space", "no_workspace"]
 

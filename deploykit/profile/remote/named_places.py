@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from deploykit.errors import UsageError
-from deploykit.profile.address import Host, Tell, parse_address
-from deploykit.profile.devices_file import HERE_NAME, find_devices
 from deploykit.profile.place import HERE
+from deploykit.profile.remote.address import Host, Tell, parse_address
+from deploykit.profile.remote.devices_file import HERE_NAME, find_devices
 
 if TYPE_CHECKING:
     from deploykit.profile.place import Place
@@ -55,7 +55,7 @@ class NamedPlace:
         """
         if self.host is None:
             return HERE
-        from deploykit.profile.remote import RemotePlace
+        from deploykit.profile.remote.remote_place import RemotePlace
 
         return RemotePlace(self.host, tell=tell)
 
