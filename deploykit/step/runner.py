@@ -25,7 +25,7 @@ from deploykit.step.gates import evaluate
 from deploykit.step.places import Spot, open_spots
 from deploykit.step.recipe_file import effective, input_files, read_recipe
 from deploykit.step.records import StageRecord, StepResult
-from deploykit.step.secrets import Secrets
+from deploykit.step.secrets import Secrets, veiled
 from deploykit.step.stages import (
     ACCURACY,
     EXPORT,
@@ -128,7 +128,9 @@ def run(request: Request, *, progress: Progress = silent) -> StepResult:
         stages = plan_stages(recipe, spots)
         known = manifest.read(recipe.output)
         before = manifest.components_before(known)
-        done = _work(recipe, stages, spots, cache, before=before, progress=progress)
+        done = _work(
+            recipe, stages, spots, cache, before=before, secrets=secrets, progress=progress
+        )
         progress("holding gates against figures")
         result = _result(recipe, done, accepted)
         expected = manifest.to_document(result, secrets)
@@ -224,6 +226,7 @@ def _work(
     cache: Cache,
     *,
     before: Mapping[str, Mapping[str, str]],
+    secrets: Secrets,
     progress: Progress,
 ) -> Done:
     """Take what is kept, and do the rest."""
@@ -234,7 +237,8 @@ def _work(
         ):
             continue  # the outputs differ: there is no model to run
         make = _maker(recipe, stage, spots, done.objects, _within(progress, stage.name))
-        found = cache.take(stage.key, stage.name, stage.components, make)
+        with veiled(secrets):
+            found = cache.take(stage.key, stage.name, stage.components, make)
         done.objects[stage.name] = found
         if found.note:
             done.warnings.append(found.note)

@@ -10,18 +10,20 @@ messages of libraries. What is replaced, by `***`:
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import html
 import json
 import logging
 import os
 import re
+import sys
 import urllib.parse
 from collections.abc import Iterator, Mapping
 from pathlib import PurePath
-from typing import Any, TypeVar
+from typing import Any, TextIO, TypeVar, cast
 
-__all__ = ["MASK", "Secrets", "Veil"]
+__all__ = ["MASK", "Secrets", "Veil", "veiled"]
 
 Value = TypeVar("Value")
 
@@ -137,6 +139,33 @@ class Veil(logging.Filter):
         if record.exc_text:
             record.exc_text = self._secrets.redact(record.exc_text)
         return True
+
+
+class _Stream:
+    """A stream that is told what must not be told, and does not pass it on; in everything else it is the stream."""
+
+    def __init__(self, stream: TextIO, secrets: Secrets) -> None:
+        self._stream = stream
+        self._secrets = secrets
+
+    def write(self, text: str) -> int:
+        """Write the text without secrets. What is written in pieces is looked at in these: `print` writes whole values."""
+        self._stream.write(self._secrets.redact(text))
+        return len(text)
+
+    def __getattr__(self, name: str) -> Any:  # noqa: ANN401 - whatever the stream has
+        return getattr(self._stream, name)
+
+
+@contextlib.contextmanager
+def veiled(secrets: Secrets) -> Iterator[None]:
+    """Keep secrets out of what is printed meanwhile: by a user's metric or model, or by a library."""
+    out, err = (_Stream(stream, secrets) for stream in (sys.stdout, sys.stderr))
+    with (
+        contextlib.redirect_stdout(cast("TextIO", out)),
+        contextlib.redirect_stderr(cast("TextIO", err)),
+    ):
+        yield
 
 
 def _is_secret(name: str) -> bool:
