@@ -1,4 +1,5 @@
-# A virtual environment is made when it is missing or when its pins changed; nothing outside this folder is touched.
+# A virtual environment is made when it is missing or when its pins changed; nothing outside this folder is touched, but
+# that `make test` as root in a container installs Debian's openssh-server, and says so.
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV ?= .venv
 BIN := $(VENV)/bin

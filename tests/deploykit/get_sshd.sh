@@ -15,6 +15,7 @@ if ! command -v apt-get >/dev/null; then
 fi
 # Where systemd runs, installing the package would start a server for everybody.
 if [ "$(id -u)" = 0 ] && [ ! -d /run/systemd/system ]; then
+    echo "installing Debian's openssh-server, which plays the device in tests (no server is started but theirs)"
     apt-get update -qq >/dev/null 2>&1
     DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends openssh-server >/dev/null 2>&1 && exit 0
     echo "openssh-server could not be installed: the tests of devices are skipped"
