@@ -3,8 +3,10 @@
 A program of its own, because it forks a process that has imported everything: a fork is killed while it works, and not
 while it imports. Prints a JSON document of what was seen, and what was wrong.
 
-Two recipes take turns on one result folder and one cache. After every kill the folder is that of one of them, whole, or not
-there; every kept result has the content that a run that nobody killed gave it; and nothing is locked.
+Two recipes take turns on one result folder and one cache, so that every run has something to put in place. They are killed
+while they work, while they write documents, around the exchange of the two folders, and while they clear away the old one.
+After every kill the folder is that of one of them, whole, or not there; every kept result has the content that a run that
+nobody killed gave it; and nothing is locked.
 """
 
 from __future__ import annotations
@@ -27,11 +29,13 @@ from tests.deploykit.forks import start, wait
 from tests.deploykit.step.conftest import make_step
 
 MOST_TRIES = 4
+POLL_S = 0.0002
 FILES = [
     *("junit.xml", "manifest.json", "model.onnx", "recipe.toml"),
     *("report.html", "report.json", "summary.md"),
 ]
 RECIPES = ("recipe.toml", "other.toml")
+MOMENTS = ("work", "documents", "exchange", "end")
 
 
 def sha256(path):
@@ -92,12 +96,48 @@ def check_left(step):
         raise ValueError(f"left beside the result: {hidden}")
 
 
-def wait_for(path, child):
-    """Wait until a file is there, or the process has ended."""
-    while not path.exists() and not os.waitid(
-        os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT
-    ):
-        time.sleep(0.001)
+def wait_until(is_so, child):
+    """Wait until something is so, or the process has ended."""
+    while not is_so() and not os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT):
+        time.sleep(POLL_S)
+
+
+def wait_for_moment(moment, step, child, dice, whole):
+    """Wait for a moment to kill a run that has just begun."""
+    written, place = step.folder / ".out.deploykit" / "result", step.out
+    if moment == "work":
+        time.sleep(dice.uniform(0.0, 1.0) * whole)
+    elif moment == "documents":
+        wait_until((written / "report.html").exists, child)
+        time.sleep(dice.uniform(0.0, 0.08))
+    elif moment == "exchange":
+        # The last document; the folder is put in its place next.
+        wait_until((written / "manifest.json").exists, child)
+        time.sleep(dice.uniform(0.0, 0.004))
+    else:
+        old = node(place)
+        wait_until(lambda: node(place) != old, child)
+        # Soon after it, above all: what is left to do takes little time.
+        time.sleep(dice.uniform(0.0, 0.3) ** 3)
+
+
+def node(path):
+    """What tells a folder from another one in its place; None if there is none."""
+    try:
+        return path.stat().st_ino
+    except FileNotFoundError:
+        return None
+
+
+def when_killed(step, before, after):
+    """What a killed run had come to, as the folders tell."""
+    written = step.folder / ".out.deploykit" / "result"
+    if after != before:
+        is_left = written.is_dir() and any(written.iterdir())
+        return "after the exchange" if is_left else "after the old folder went"
+    if (written / "manifest.json").exists():
+        return "with all documents, before the exchange"
+    return "amid the documents" if (written / "report.html").exists() else "before documents"
 
 
 def kill(kills, dice, step, models, seen, wrong):
@@ -113,16 +153,12 @@ def kill(kills, dice, step, models, seen, wrong):
         if seen["killed"] == kills:
             break
         # Now and then there is nothing to take, so that kills meet stages that work.
-        if number % 3 == 0:
+        if number % 5 == 0:
             shutil.rmtree(cache / "objects", ignore_errors=True)
         before = look(step, models)
-        child = start(["run", str(step.folder / RECIPES[number // 2 % 2])])
-        if number % 2:
-            # While its documents are written, or the folder is put in its place.
-            wait_for(step.folder / ".out.deploykit" / "result" / "report.html", child)
-            time.sleep(dice.uniform(0.0, 0.08))
-        else:
-            time.sleep(dice.uniform(0.0, 1.0) * whole)
+        # The other one than is there.
+        child = start(["run", str(step.folder / RECIPES[before == "carrier"])])
+        wait_for_moment(MOMENTS[number % len(MOMENTS)], step, child, dice, whole)
         with contextlib.suppress(ProcessLookupError):
             os.kill(child, signal.SIGKILL)
         code = wait(child)
@@ -133,7 +169,9 @@ def kill(kills, dice, step, models, seen, wrong):
         except (OSError, ValueError, KeyError) as error:
             wrong.append(f"kill {number}: {error!r}")
             break
-        seen["old result" if after == before else "new result"] += code < 0
+        if code < 0:
+            seen["old result" if after == before else "new result"] += 1
+            seen[when_killed(step, before, after)] += 1
     for name in RECIPES:
         code = wait(start(["run", str(step.folder / name)]))
         if code:

@@ -11,7 +11,7 @@ import pytest
 from deploykit.step import runner
 from tests.deploykit.step.kill_runs import FILES
 
-KILLS, RACES = 5, 2
+KILLS, RACES = 8, 2
 
 
 def test_kills_and_races_leave_whole_results_only(tmp_path):
@@ -30,6 +30,8 @@ def test_kills_and_races_leave_whole_results_only(tmp_path):
     found = json.loads(done.stdout)
     assert found["wrong"] == []
     assert found["seen"]["killed"] == KILLS
+    assert found["seen"]["old result"], "some kills are before the folders are exchanged"
+    assert found["seen"]["new result"], "and some after it"
     assert found["seen"]["one folder: exit codes [0, 2]"] == 1, "the second one is refused"
     assert found["seen"]["two folders: exit codes [0, 0]"] == 1, "the second one waits"
 
