@@ -63,6 +63,12 @@ FILE = click.Path(path_type=Path, dir_okay=False)
     help="Add the summary to this file as well, as to $GITHUB_STEP_SUMMARY.",
 )
 @click.option(
+    "--junit",
+    type=FILE,
+    metavar="FILE",
+    help="Write the JUnit XML to this file as well, whatever comes: an error, too, which leaves the result folder as it was.",
+)
+@click.option(
     "--force", is_flag=True, help="Replace a result folder that another command wrote."
 )
 @output_options
@@ -80,6 +86,7 @@ def command(
     no_cache: bool,
     cache_limit: float | None,
     summary: Path | None,
+    junit: Path | None,
     force: bool,
     as_json: bool,
     verbose: int,
@@ -99,6 +106,7 @@ def command(
     from deploykit.cli.step_output import show
     from deploykit.errors import UsageError
     from deploykit.step import runner
+    from deploykit.step.pages import Pages
     from deploykit.step.secrets import Secrets, Veil
 
     secrets = Secrets()
@@ -119,16 +127,15 @@ def command(
         force=force,
         cache_limit_bytes=None if cache_limit is None else int(cache_limit * 1e9),
     )
-    with Narration(verbosity) as progress:
+    pages = Pages(None, None) if explain else Pages(junit, summary)
+    pages.check(request)
+    with pages.told_of_errors(recipe, secrets), Narration(verbosity) as progress:
         do = runner.explain if explain else runner.run
         result = do(
             request, progress=lambda stage, done=None: progress(secrets.redact(stage), done)
         )
     show(result, as_json=as_json, secrets=secrets)
-    if summary is not None and not explain:
-        from deploykit.step.summary import append, to_markdown
-
-        append(summary, to_markdown(result, secrets))
+    pages.write(result, secrets)
     if not explain:
         closing_line(
             ok=result.ok,

@@ -1,7 +1,7 @@
 """The answer of a step as JUnit XML, which every CI system shows: a suite of stages, and one of gates for each device.
 
-The form is the common one of Jenkins, GitLab and others: `testsuites`, `testsuite`, `testcase`, and in that `failure` or
-`skipped`, and `system-out`.
+The form is the common one of Jenkins, GitLab and others: `testsuites`, `testsuite`, `testcase`, and in that `failure`,
+`error` or `skipped`, and `system-out`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from deploykit.step.records import BaselineRow, GateResult, StageRecord, StepResult
 
-__all__ = ["limit_text", "to_xml"]
+__all__ = ["error_to_xml", "limit_text", "to_xml"]
 
 NO_XML = re.compile(r"[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 """What XML 1.0 has no way to write (section 2.2 of its specification)."""
@@ -42,6 +42,37 @@ def to_xml(result: StepResult, secrets: Secrets | None = None) -> str:
         suites.append(_suite(f"{name}.{device or 'model'}", cases))
     if shown.baseline is not None and shown.baseline.rows:
         suites.append(_suite(f"{name}.baseline", [_of_row(row) for row in shown.baseline.rows]))
+    return _document(name, suites, shown.elapsed_s)
+
+
+def error_to_xml(
+    name: str, error: Exception, elapsed_s: float, secrets: Secrets | None = None
+) -> str:
+    """What a step that came to no result has to say, as an XML document.
+
+    Args:
+        name: what the step is called.
+        error: why there is none.
+        elapsed_s: seconds that it took.
+        secrets: what must not be told. Default: what the environment holds.
+    """
+    secrets = secrets or Secrets()
+    name = secrets.redact(name)
+    said = " ".join(secrets.redact(str(error)).split()) or type(error).__name__
+    case = _case("deploykit run", elapsed_s)
+    _add(case, "error", said, type(error).__name__, said)
+    return _document(name, [_suite(f"{name}.run", [case])], elapsed_s)
+
+
+def limit_text(row: GateResult) -> str:
+    """What a figure was held against, as "<= 4 ms" or ">= 0.941 (0.98 of the original's 0.96)"."""
+    said = f"{row.gate.operator} {value_text(row.limit, row.unit)}"
+    if row.gate.is_relative:
+        said += f" ({row.gate.limit:g} of the original's {value_text(row.baseline, row.unit)})"
+    return said
+
+
+def _document(name: str, suites: Sequence[ET.Element], elapsed_s: float) -> str:
     root = ET.Element("testsuites", {"name": _text(name)})
     for suite in suites:
         _count(suite)
@@ -51,18 +82,10 @@ def to_xml(result: StepResult, secrets: Secrets | None = None) -> str:
     # Schemas of readers know no count of what was skipped here.
     for count in ("tests", "failures", "errors"):
         root.set(count, str(sum(int(suite.get(count, "0")) for suite in suites)))
-    root.set("time", f"{shown.elapsed_s:.3f}")
+    root.set("time", f"{elapsed_s:.3f}")
     ET.indent(root, " ")
     text = ET.tostring(root, encoding="unicode")
     return f'<?xml version="1.0" encoding="UTF-8"?>\n{text}\n'
-
-
-def limit_text(row: GateResult) -> str:
-    """What a figure was held against, as "<= 4 ms" or ">= 0.941 (0.98 of the original's 0.96)"."""
-    said = f"{row.gate.operator} {value_text(row.limit, row.unit)}"
-    if row.gate.is_relative:
-        said += f" ({row.gate.limit:g} of the original's {value_text(row.baseline, row.unit)})"
-    return said
 
 
 def _of_stage(stage: StageRecord) -> ET.Element:
@@ -130,7 +153,7 @@ def _suite(name: str, cases: Sequence[ET.Element]) -> ET.Element:
 def _count(suite: ET.Element) -> None:
     suite.set("tests", str(len(suite)))
     suite.set("failures", str(len(suite.findall("testcase/failure"))))
-    suite.set("errors", "0")
+    suite.set("errors", str(len(suite.findall("testcase/error"))))
     suite.set("skipped", str(len(suite.findall("testcase/skipped"))))
     seconds = sum(float(case.get("time", "0")) for case in suite)
     suite.set("time", f"{seconds:.3f}")

@@ -146,7 +146,8 @@ def _chain(path: Path) -> Iterator[tuple[Path, Layer]]:
 def _read(path: Path, asked: tuple[Layer, str] | None) -> Layer:
     place = f"{asked[0].place(('extends',))}: " if asked else ""
     try:
-        text = path.read_bytes().decode("utf-8").replace("\r\n", "\n")
+        # Some editors begin UTF-8 with a mark.
+        text = path.read_bytes().decode("utf-8-sig").replace("\r\n", "\n")
     except OSError as error:
         why = "it does not exist" if isinstance(error, FileNotFoundError) else error.strerror
         msg = f"{place}cannot read the recipe '{path}': {why}."

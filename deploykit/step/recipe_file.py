@@ -17,6 +17,7 @@ from deploykit.step import gates as gate_rules
 from deploykit.step.accuracy import BUILT_IN, check_metric
 from deploykit.step.layered import Layers, read_layers
 from deploykit.step.places import find as find_place
+from deploykit.step.recipe_words import in_words_of_recipes
 from deploykit.step.records import AccuracySpec, DeviceSpec, Gate, MeasureSpec, StepRecipe
 from deploykit.step.schema import nearest
 from deploykit.step.sources import check_reference
@@ -167,9 +168,10 @@ def _placed(layers: Layers, path: KeyPath) -> Iterator[None]:
     try:
         yield
     except UsageError as error:
-        raise UsageError(layers.told(path, str(error))) from error
+        raise UsageError(layers.told(path, in_words_of_recipes(str(error)))) from error
     except RuntimeUnavailable as error:
-        raise RuntimeUnavailable(layers.told(path, str(error))) from error
+        said = in_words_of_recipes(str(error))
+        raise RuntimeUnavailable(layers.told(path, said)) from error
 
 
 def _model(layers: Layers) -> str:

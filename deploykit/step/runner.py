@@ -24,6 +24,7 @@ from deploykit.step.figures import Figures
 from deploykit.step.gates import evaluate
 from deploykit.step.places import Spot, open_spots
 from deploykit.step.recipe_file import effective, input_files, read_recipe
+from deploykit.step.recipe_words import reworded, warnings_of, without_options
 from deploykit.step.records import StageRecord, StepResult
 from deploykit.step.secrets import Secrets, veiled
 from deploykit.step.stages import (
@@ -237,7 +238,7 @@ def _work(
         ):
             continue  # the outputs differ: there is no model to run
         make = _maker(recipe, stage, spots, done.objects, _within(progress, stage.name))
-        with veiled(secrets):
+        with veiled(secrets), without_options():
             found = cache.take(stage.key, stage.name, stage.components, make)
         done.objects[stage.name] = found
         if found.note:
@@ -318,7 +319,7 @@ def _result(recipe: StepRecipe, done: Done, accepted: baselines.Accepted | None)
     """What all of it says; a pure function of what was read and kept."""
     report = _placed(work.read_report(done.objects[OPTIMIZE].folder), recipe)
     profiles = {
-        device.name: work.read_profile(done.objects[profile_name(device.name)].folder)
+        device.name: reworded(work.read_profile(done.objects[profile_name(device.name)].folder))
         for device in recipe.devices
         if profile_name(device.name) in done.objects
     }
@@ -330,12 +331,7 @@ def _result(recipe: StepRecipe, done: Done, accepted: baselines.Accepted | None)
     compared = _compared(accepted, report, profiles, accuracy)
     warnings = [
         *done.warnings,
-        *report.warnings,
-        *(
-            f"{name}: {warning}"
-            for name, profile in profiles.items()
-            for warning in profile.warnings
-        ),
+        *warnings_of(report, profiles),
         *(
             f"the gate '{row.gate.text}' is close{f' on {row.device}' if row.device else ''}: the 95 % interval of the figure "
             "reaches over the limit, so that the next run may end in another way. Measure longer, or leave more room"
@@ -377,7 +373,8 @@ def _placed(report: Report, recipe: StepRecipe) -> Report:
         path=inputs["model"],
         ticket=None if ticket is None else dataclasses.replace(ticket, path=inputs["ticket"]),
     )
-    return dataclasses.replace(report, source=source, command=work.command_of(recipe))
+    placed = dataclasses.replace(report, source=source, command=work.command_of(recipe))
+    return reworded(placed)
 
 
 def _write(

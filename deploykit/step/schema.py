@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib import resources
 from typing import Any, TypeAlias
@@ -82,9 +83,14 @@ def find_fault(values: Mapping[str, object]) -> tuple[KeyPath, str] | None:
     errors = sorted(
         checker.iter_errors(values), key=lambda error: [str(key) for key in error.absolute_path]
     )
-    if not errors:
+    if errors:
+        return _told(errors[0])
+    # No bound keeps out nan, which is neither below nor above any.
+    strange = _find_endless(values, ())
+    if strange is None:
         return None
-    return _told(errors[0])
+    path, number = strange
+    return path, f"{_name(path)} cannot be {number}. Give a finite number."
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
@@ -103,6 +109,19 @@ def place_text(path: KeyPath) -> str:
     if path[0] == "devices":
         return "[[devices]]"
     return f"[{'.'.join(str(key) for key in path)}]"
+
+
+def _find_endless(value: object, path: KeyPath) -> tuple[KeyPath, float] | None:
+    """The first number that is infinite or none at all, and where it is."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return path, value
+    rows: Iterable[tuple[str | int, object]] = ()
+    if isinstance(value, Mapping):
+        rows = value.items()
+    elif isinstance(value, list):
+        rows = enumerate(value)
+    found = (_find_endless(each, (*path, key)) for key, each in rows)
+    return next((each for each in found if each is not None), None)
 
 
 def _told(error: Any) -> tuple[KeyPath, str]:  # noqa: ANN401 - jsonschema ships no types

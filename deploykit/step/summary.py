@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from deploykit.report.records import Report
     from deploykit.step.records import StepResult
 
-__all__ = ["append", "to_markdown"]
+__all__ = ["append", "error_to_markdown", "to_markdown"]
 
 SPECIAL = re.compile(r"([\\`*_{}\[\]<>|#~&])")
 CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]+")
@@ -48,6 +48,19 @@ def to_markdown(result: StepResult, secrets: Secrets | None = None) -> str:
         parts.append("\n".join(f"- {_text(warning)}" for warning in shown.warnings))
     parts.append(_stages(shown))
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def error_to_markdown(name: str, error: Exception, secrets: Secrets | None = None) -> str:
+    """What a step that came to no result has to say: why there is none.
+
+    Args:
+        name: what the step is called.
+        error: why there is none.
+        secrets: what must not be told. Default: what the environment holds.
+    """
+    redact = (secrets or Secrets()).redact
+    said = redact(str(error)) or type(error).__name__
+    return f"## {_text(redact(name))}: no result\n\n{_text(said)}\n"
 
 
 def append(path: Path, text: str) -> None:

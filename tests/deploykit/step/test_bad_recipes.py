@@ -125,6 +125,18 @@ BROKEN = {
         "rebuilds = 0",
         "'rebuilds' must be at least 1, not 0",
     ),
+    "a number that is none": (
+        change("duration = 0.02", "duration = nan"),
+        2,
+        "duration = nan",
+        "'duration' cannot be nan. Give a finite number",
+    ),
+    "an option of another command": (
+        change("profile = false", 'profile = false\ncompute_capability = ["8.6"]'),
+        2,
+        "compute_capability",
+        "optimize.engine",
+    ),
     "an unknown pass": (
         change("profile = false", 'profile = false\npasses = ["tidy", "remove-chanels"]'),
         2,
@@ -368,6 +380,13 @@ def test_a_device_that_is_down_is_told_before_any_work(step, run):
     assert not (step.folder / ".deploykit" / "cache" / "objects").exists() or not list(
         (step.folder / ".deploykit" / "cache" / "objects").iterdir()
     )
+
+
+def test_a_mark_at_the_beginning_and_ends_of_lines_of_windows_are_read(step, run):
+    content = step.recipe.read_bytes().replace(b"\n", b"\r\n")
+    step.recipe.write_bytes(b"\xef\xbb\xbf" + content)
+    found = run("run", step.recipe, "--explain")
+    assert found.exit_code == 0, found.stderr
 
 
 @pytest.fixture(scope="module")
