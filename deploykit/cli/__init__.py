@@ -97,6 +97,15 @@ class Commands(click.Group):
         except KeyboardInterrupt:
             _tell(ctx, "interrupted; nothing half-written is left", None)
             ctx.exit(INTERRUPTED)
+        except SystemExit as error:
+            # Ours end with ctx.exit: somebody's module or script ended, which is no result, whatever its code.
+            _tell(
+                ctx,
+                f"code that was called ended the program (sys.exit, {error.code}) before there was a result. Take that out "
+                "of it",
+                None,
+            )
+            ctx.exit(UsageError.exit_code)
         except BrokenPipeError:
             # The reader of our output has gone; Python would complain once more while it closes stdout.
             sys.stdout = None

@@ -28,6 +28,9 @@ ENDING = tuple(
 )
 """What asks a program to end."""
 
+ENDED = b"."
+"""What the child says when it is at its end."""
+
 ECHO_S = 3.0
 """Seconds in which a second request is taken for the first one again, which came here and was handed on as well."""
 
@@ -42,13 +45,16 @@ def supervise(work: Callable[[], object]) -> None:
         work: ends by SystemExit, or returns.
 
     Raises:
-        SystemExit: in the parent, with the child's exit code; that of ModelError if a signal ended it.
+        SystemExit: in the parent, with the child's exit code; that of ModelError if a signal ended it, or a library that ended
+            the process past us.
     """
     if not hasattr(os, "fork"):
         work()
         return
     heeded = [number for number in ENDING if signal.getsignal(number) != signal.SIG_IGN]
     parent = os.getpid()
+    ended, ending = os.pipe()
+    os.set_blocking(ended, False)
     # A request between here and the handlers waits, and is not lost.
     signal.pthread_sigmask(signal.SIG_BLOCK, heeded)
     child = os.fork()
@@ -59,6 +65,7 @@ def supervise(work: Callable[[], object]) -> None:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, heeded)
             work()
         finally:
+            os.write(ending, ENDED)
             # It is ending: an exception in what Python still does would only be a traceback after the last line.
             _handle(heeded, signal.SIG_IGN)
         return
@@ -76,7 +83,18 @@ def supervise(work: Callable[[], object]) -> None:
     if code < 0:
         sys.stderr.write(f"Error: {_crash_text(-code)}\n")
         code = ModelError.exit_code
+    elif not _has_ended(ended):
+        sys.stderr.write(f"Error: {_gone_text(code)}\n")
+        code = ModelError.exit_code
     raise SystemExit(code)
+
+
+def _has_ended(ended: int) -> bool:
+    """Whether the child came to its end, and was not left in the middle by some `_exit`."""
+    try:
+        return os.read(ended, len(ENDED)) == ENDED
+    except BlockingIOError:
+        return False
 
 
 def _handle(
@@ -122,4 +140,11 @@ def _crash_text(number: int) -> str:
     return (
         f"a library crashed ({name}) while it read or ran the model, most likely because the model is broken in a way that "
         "it does not expect. Nothing was written. Check the model with onnx.checker, or export it again."
+    )
+
+
+def _gone_text(code: int) -> str:
+    return (
+        f"a library, or code that was called, ended the process with exit code {code} before there was a result. Nothing was "
+        "written. Look for 'exit' in what the model and the metric run."
     )

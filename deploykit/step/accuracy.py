@@ -125,7 +125,7 @@ def _function(metric: str, module: str, name: str) -> Callable[..., object]:
             found = getattr(found, part)
     except DeploykitError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         msg = f"the metric '{metric}' cannot be loaded: {_told(error)}. Correct it."
         raise UsageError(msg) from error
     if not callable(found):
@@ -148,21 +148,25 @@ def _call(function: Callable[..., object], spec: AccuracySpec, path: Path, which
         value = function(*given)
     except DeploykitError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
+        # A script's sys.exit(0) would end the step as if the model might ship.
         msg = f"the metric '{spec.metric}' failed on the {which} model: {_told(error)}. Correct it."
         raise UsageError(msg) from error
     try:
         number = float(value)  # type: ignore[arg-type]  # that is what is tried
     except (TypeError, ValueError) as error:
-        msg = f"the metric '{spec.metric}' returned a {type(value).__name__} for the {which} model, and no number."
+        msg = f"the metric '{spec.metric}' returned a {type(value).__name__} for the {which} model, and no number. Correct it."
         raise UsageError(msg) from error
     if not math.isfinite(number):
-        msg = f"the metric '{spec.metric}' returned {number} for the {which} model, which nothing can be compared with."
+        msg = (
+            f"the metric '{spec.metric}' returned {number} for the {which} model, which nothing can be compared with. "
+            "Correct it."
+        )
         raise UsageError(msg)
     return number
 
 
-def _told(error: Exception) -> str:
+def _told(error: BaseException) -> str:
     """An error of the user's code, and the line of the user's code that it comes from."""
     text = str(error).rstrip(" .")
     lines = traceback.extract_tb(error.__traceback__)

@@ -35,7 +35,10 @@ except (
 ):  # not on Windows, where two runs may make the same object, and the first one stays
     fcntl = None  # type: ignore[assignment]  # a module or nothing
 
-__all__ = ["Cache", "Object", "file_hash", "key_of"]
+__all__ = ["PARTS", "Cache", "Object", "file_hash", "key_of"]
+
+PARTS = ("objects", "work", "locks")
+"""What a cache consists of."""
 
 RECORD = "object.json"
 FILES = "files"
@@ -98,8 +101,7 @@ class Cache:
 
     def __init__(self, folder: Path, tell: Callable[[str], None] = lambda _: None) -> None:
         self.folder = folder
-        self._objects, self._work = folder / "objects", folder / "work"
-        self._locks = folder / "locks"
+        self._objects, self._work, self._locks = (folder / part for part in PARTS)
         self._tell = tell
         self._held: dict[str, int] = {}
 

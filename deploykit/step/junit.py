@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 
 __all__ = ["error_to_xml", "limit_text", "to_xml"]
 
+PUBLIC = ("deploykit.errors", "builtins")
+"""Where errors are that users know."""
+
 NO_XML = re.compile(r"[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 """What XML 1.0 has no way to write (section 2.2 of its specification)."""
 
@@ -60,7 +63,9 @@ def error_to_xml(
     name = secrets.redact(name)
     said = " ".join(secrets.redact(str(error)).split()) or type(error).__name__
     case = _case("deploykit run", elapsed_s)
-    _add(case, "error", said, type(error).__name__, said)
+    # The name of the error that is documented, and not of what is derived from it.
+    names = [kind.__name__ for kind in type(error).__mro__ if kind.__module__ in PUBLIC]
+    _add(case, "error", said, names[0], said)
     return _document(name, [_suite(f"{name}.run", [case])], elapsed_s)
 
 

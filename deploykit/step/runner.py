@@ -19,7 +19,7 @@ from deploykit.output_folder import OutputFolder
 from deploykit.report import html
 from deploykit.step import baseline as baselines
 from deploykit.step import junit, manifest, recipe_toml, report_file, summary, work
-from deploykit.step.cache import Cache, Object
+from deploykit.step.cache import PARTS, Cache, Object
 from deploykit.step.figures import Figures
 from deploykit.step.gates import evaluate
 from deploykit.step.places import Spot, open_spots
@@ -207,13 +207,19 @@ def _cache_folder(request: Request, recipe: StepRecipe) -> Path:
 
 
 def _check_cache(place: Path, recipe: StepRecipe) -> None:
-    """Refuse a cache in the result folder, which is replaced as a whole.
+    """Refuse a cache in the result folder, which is replaced as a whole, and a result folder among kept results.
 
     Raises:
-        UsageError: it lies there.
+        UsageError: one lies in the other.
     """
     if place.is_relative_to(recipe.output):
         msg = f"the cache '{place}' lies in the result folder, and would go with it. Give another place with --cache."
+        raise UsageError(msg)
+    if any(recipe.output.is_relative_to(place / part) for part in PARTS):
+        msg = (
+            f"the result folder '{recipe.output}' lies in the cache '{place}', whose content may go at any time. Give "
+            "another folder as output.folder."
+        )
         raise UsageError(msg)
 
 
@@ -238,7 +244,7 @@ def _work(
         ):
             continue  # the outputs differ: there is no model to run
         make = _maker(recipe, stage, spots, done.objects, _within(progress, stage.name))
-        with veiled(secrets), without_options():
+        with veiled(secrets), without_options(), _staying(stage.name):
             found = cache.take(stage.key, stage.name, stage.components, make)
         done.objects[stage.name] = found
         if found.note:
@@ -254,6 +260,20 @@ def _work(
             )
         )
     return done
+
+
+@contextlib.contextmanager
+def _staying(name: str) -> Iterator[None]:
+    """Let no code of others end the program: with sys.exit(0) it would look as if the model might ship.
+
+    Raises:
+        UsageError: it tries to.
+    """
+    try:
+        yield
+    except SystemExit as error:
+        msg = f"'{name}' came to no result: code that it calls ended the program (sys.exit, {error.code}). Take that out."
+        raise UsageError(msg) from error
 
 
 def _within(progress: Progress, name: str) -> Progress:

@@ -382,6 +382,16 @@ def test_a_crash_of_a_library_is_told(name, message):
     assert done.stderr.count("\n") == 1
 
 
+def test_an_end_past_python_is_no_success():
+    """What a library or somebody's function ends with, as with os._exit(0), is no result."""
+    script = "import os\nfrom deploykit.cli.supervise import supervise\nsupervise(lambda: {})"
+    for how, code in (("os._exit(0)", 3), ("os._exit(1)", 3), ("None", 0), ("exit(2)", 2)):
+        command = [sys.executable, "-c", script.format(how)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+        assert done.returncode == code, done.stderr
+        assert ("before there was a result" in done.stderr) == ("_exit" in how)
+
+
 def test_a_crash_of_the_runtime_is_told(tmp_path):
     """The smallest number divided by -1 ends ONNX Runtime 1.31 with a signal; other versions may compute it."""
     model = make_network()

@@ -199,6 +199,12 @@ BROKEN = {
         None,
         "holds 'thesis.txt', which is no result of deploykit",
     ),
+    "an output in the cache": (
+        change('folder = "out"', 'folder = ".deploykit/cache/work/out"'),
+        2,
+        None,
+        "whose content may go at any time",
+    ),
     "a missing file": (
         change('"masks.npz"', '"mask.npz"'),
         2,
@@ -337,6 +343,18 @@ BROKEN = {
         2,
         None,
         "failed on the original model: KeyError: 'top' (evaluate.py, line 5)",
+    ),
+    "a metric that ends the program": (
+        change("import numpy as np", "raise SystemExit(0)", "evaluate.py"),
+        2,
+        None,
+        "failed on the original model: SystemExit: 0 (evaluate.py, line 5)",
+    ),
+    "a module that ends the program": (
+        change("import helper", "raise SystemExit(0)", "evaluate.py"),
+        2,
+        None,
+        "cannot be loaded: SystemExit: 0 (evaluate.py, line 2)",
     ),
     "a metric of no number": (
         change("float(right.mean())", "'much'", "helper.py"),

@@ -13,7 +13,7 @@ import jsonschema
 import pytest
 import xmlschema
 
-from deploykit.errors import UsageError
+from deploykit.errors import RuntimeUnavailable, UsageError
 from deploykit.report import records as r
 from deploykit.step import junit, report_file, summary
 from deploykit.step.secrets import MASK, Secrets, Veil
@@ -62,6 +62,15 @@ def test_outputs_that_differ_and_stages_that_did_not_run_are_told():
     told = [each.get("message") for each in suite.iter("failure")]
     assert told == ["the disk is full", "the outputs differ by 0.3"]
     assert "0.3" in summary.to_markdown(make_result(report=report), PLAIN).splitlines()[2]
+
+
+def test_an_error_has_the_name_that_is_documented():
+    class Lost(RuntimeUnavailable):
+        pass
+
+    root = read_xml(junit.error_to_xml("digits", Lost("it is\noff"), 1.0, PLAIN))
+    (error,) = root.iter("error")
+    assert (error.get("type"), error.get("message")) == ("RuntimeUnavailable", "it is off")
 
 
 def test_the_summary_begins_with_the_answer():
