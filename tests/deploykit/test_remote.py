@@ -400,6 +400,42 @@ def test_keys_that_do_not_open_are_told_of_and_nobody_is_asked(device, network, 
     assert device.left() == []
 
 
+def test_a_public_key_of_another_pair_is_told_of(device, network, run):
+    key = device.home / ".ssh" / "id_ed25519"
+    other = make_key(device.folder / "other")
+    other.write_public_key(key.with_suffix(".pub"))
+    result = run("profile", network, "--on", device.on)
+    assert result.exit_code == 4
+    assert "is that of another one" in result.stderr
+    assert "ssh-keygen -y" in result.stderr
+    assert device.left() == []
+
+
+def test_a_python_that_never_answers_is_waited_for_once_more_and_no_longer(device, monkeypatch):
+    asked = []
+
+    def run(self, command, *, script="", timeout_s=60.0):
+        asked.append(command)
+        msg = "it did not answer"
+        raise RuntimeUnavailable(msg)
+
+    monkeypatch.setattr(Connection, "run", run)
+    with pytest.raises(RuntimeUnavailable, match="did not answer"), at(device):
+        pass
+    assert len(asked) == 2
+
+
+def test_asyncio_writes_nothing_of_its_own(device):
+    code = (
+        "import logging; from deploykit.profile.remote.named_places import find_places\n"
+        f"with find_places('{device.on}')[0].open(): logging.getLogger('asyncio').warning('raised exception')"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    assert not done.stderr
+
+
 def test_who_cannot_be_reached_is_told_of(device, network, run):
     device.stop()
     result = run("profile", network, "--on", device.on)

@@ -66,6 +66,7 @@ def test_all_that_is_asked_of_one_device_is_refused_for_several(run, network, tm
         (("compare", network, network, "--on", "a,b"), ("'compare'", "a, b")),
         (("optimize", network, "-o", tmp_path / "out", "--on", "a,b"), ("'optimize'", "2")),
         (("profile", network, "--on", "a,a"), ("'a'", "twice")),
+        (("profile", network, "--on", "ssh://a,ssh://a/"), ("'a'", "twice")),
         (("profile", network, "--on", ","), ("names no place",)),
         (("profile", network, "--devices", "x.toml"), ("--devices", "--on")),
         (("profile", network, "--on", "a", "--devices", "x.toml"), ("x.toml",)),
@@ -75,6 +76,24 @@ def test_all_that_is_asked_of_one_device_is_refused_for_several(run, network, tm
         assert not result.stdout
         for word in words:
             assert word in result.stderr
+
+
+def test_one_device_under_two_names_is_not_measured_at_the_same_time(tmp_path):
+    file = tmp_path / "devices.toml"
+    file.write_text('[nano]\non = "ssh://me@board:22"\n[old]\non = "ssh://me@board:22"\n')
+    for on in ("nano,old", "nano,ssh://me@board:22"):
+        with pytest.raises(UsageError, match=r"'nano' and .* are the same device"):
+            find_places(on, file=file)
+    assert len(find_places("here,nano,ssh://me@board:23", file=file)) == 3
+
+
+def test_a_name_that_devices_toml_lacks_is_held_against_those_that_it_has(tmp_path):
+    file = tmp_path / "devices.toml"
+    file.write_text('[nano]\non = "ssh://me@board"\n[pi]\non = "pi.local"\n')
+    typed, address, known = find_places("nanno,ssh://nanna,nano", file=file)
+    assert "no device of that name; it has nano, pi" in typed.host.hint
+    assert not address.host.hint
+    assert not known.host.hint
 
 
 def test_what_the_command_line_says_goes_before_what_the_file_says(tmp_path):

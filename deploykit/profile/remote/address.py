@@ -67,6 +67,7 @@ class Host:
         timeout_s: seconds without any progress after which a run is given up.
         lease_s: seconds after which the device ends a run by itself, and removes what belongs to it, if it hears nothing
             from here.
+        hint: what else may be wrong if it cannot be reached: nothing, or a sentence after a blank.
     """
 
     name: str
@@ -81,6 +82,7 @@ class Host:
     reconnect_s: float = 120.0
     timeout_s: float = 600.0
     lease_s: float = 300.0
+    hint: str = ""
 
 
 def parse_address(text: str) -> Address:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import logging
 import os
 import threading
 import time
@@ -77,6 +78,7 @@ class Connection:
         self._host = host
         self._tell = tell
         self._ssh = _asyncssh()
+        _quiet_asyncio()
         self._live: asyncssh.SSHClientConnection | None = None
         self._sftp: asyncssh.SFTPClient | None = None
         self._beat: asyncio.Task[None] | None = None
@@ -282,6 +284,15 @@ class Connection:
                 "IdentityFile in ~/.ssh/config."
             )
             raise RuntimeUnavailable(msg) from error
+        except ValueError as error:
+            # So asyncssh calls a pair of key files of which one is not the other's.
+            if "key mismatch" not in str(error):
+                raise
+            msg = (
+                f"a key for {name} cannot be used: its public key, in the .pub file beside it, is that of another one "
+                f"({_reason(error)}). Remove that file, or make it anew with 'ssh-keygen -y -f KEY > KEY.pub'."
+            )
+            raise RuntimeUnavailable(msg) from error
         except ssh.ConfigParseError as error:
             msg = f"your SSH configuration cannot be read: {_reason(error)}. Correct ~/.ssh/config."
             raise UsageError(msg) from error
@@ -294,7 +305,7 @@ class Connection:
         except (OSError, ssh.Error, TimeoutError) as error:
             msg = (
                 f"{name} cannot be reached: {_reason(error)}. Is it switched on and in the network, and does '{address.command}' "
-                "get there?"
+                f"get there?{host.hint}"
             )
             raise ConnectionBroken(msg) from error
         return live
@@ -482,6 +493,13 @@ def _Client(connection: Connection, known: Any, files: list[Path]) -> asyncssh.S
             return True
 
     return Client()
+
+
+def _quiet_asyncio() -> None:
+    """Keep asyncio from writing to stderr, where no logging is set up, of what `Connection` tells in words of its own."""
+    log = logging.getLogger("asyncio")
+    if not any(isinstance(each, logging.NullHandler) for each in log.handlers):
+        log.addHandler(logging.NullHandler())
 
 
 def _known_name(host: str, port: int | None) -> str:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from deploykit.errors import UsageError
 from deploykit.profile.place import HERE
-from deploykit.profile.remote.address import Host, Tell, parse_address
-from deploykit.profile.remote.devices_file import HERE_NAME, find_devices
+from deploykit.profile.remote.address import Address, Host, Tell, parse_address
+from deploykit.profile.remote.devices_file import FILE, HERE_NAME, find_devices
 
 if TYPE_CHECKING:
     from deploykit.profile.place import Place
@@ -97,7 +97,23 @@ def find_places(
     if twice is not None:
         msg = f"the device '{twice}' is named twice. Name each once."
         raise UsageError(msg)
+    _refuse_the_same(found)
     return tuple(found)
+
+
+def _refuse_the_same(places: Sequence[NamedPlace]) -> None:
+    """They are measured at the same time, which two of one device would tell by their figures."""
+    seen: dict[Address, str] = {}
+    for place in places:
+        if place.host is None:
+            continue
+        other = seen.setdefault(place.host.address, place.name)
+        if other != place.name:
+            msg = (
+                f"'{other}' and '{place.name}' are the same device, {place.host.address}: measured at the same time, each would "
+                "be in the other's figures. Name one of them, and the other one in a run of its own."
+            )
+            raise UsageError(msg)
 
 
 def _find(text: str, devices: Mapping[str, Host], changes: Mapping[str, object]) -> NamedPlace:
@@ -106,5 +122,8 @@ def _find(text: str, devices: Mapping[str, Host], changes: Mapping[str, object])
     known = devices.get(text)
     if known is None:
         name = text.removeprefix(SCHEME).rstrip("/")
-        known = Host(name=name, address=parse_address(text))
+        hint = ""
+        if devices and not text.startswith(SCHEME):
+            hint = f" {FILE} has no device of that name; it has {', '.join(devices)}."
+        known = Host(name=name, address=parse_address(text), hint=hint)
     return NamedPlace(known.name, dataclasses.replace(known, **changes))  # type: ignore[arg-type]  # each of its type

@@ -179,6 +179,9 @@ class RemotePlace:
                 done = link.run(f"{_in_shell(self.host.python)} -", script=script)
             except RuntimeUnavailable as error:
                 why = str(error)
+                if not isinstance(error, ConnectionBroken):
+                    # A Python there that did not answer would only be waited for again.
+                    break
                 time.sleep(wait_s)
                 continue
             found = arrival.read_answer(done.output)
