@@ -26,7 +26,7 @@ import numpy as np
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
-from matplotlib.ticker import FuncFormatter, MaxNLocator, MultipleLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, MultipleLocator
 from matplotlib.transforms import ScaledTranslation
 
 from deploykit.report.markup import Shown, attributes
@@ -505,7 +505,7 @@ def staircase(stair: Staircase, place: str, label: str) -> str:
 def roofline(record: RooflineRecord) -> str:
     """Speed over intensity, both on logarithmic axes: layers as points under what the device gives."""
     drawing = Drawing(270, "roofline")
-    axes = drawing.axes(44, 12, 10, 38)
+    axes = drawing.axes(44, 20, 10, 38)
     axes.set_xscale("log")
     axes.set_yscale("log")
     rows = [row for row in record.layers if row.macs and row.bytes and row.seconds > 0]
@@ -518,7 +518,7 @@ def roofline(record: RooflineRecord) -> str:
     low = min([0.5, *(0.6 * x for x, _ in points)])
     high = max([2 * peak / roofs[0][0], *(1.6 * x for x, _ in points)])
     axes.set_xlim(low, high)
-    axes.set_ylim(min([0.5 * peak * 1e-2, *(0.6 * y for _, y in points)]), 2.0 * peak)
+    axes.set_ylim(min([0.5 * low * roofs[0][0], *(0.6 * y for _, y in points)]), 2.5 * peak)
     keys = ("memory_bytes_s", "cache_bytes_s")
     for (rate, colour, word), key in zip(roofs, keys, strict=True):
         ridge = peak / rate
@@ -530,11 +530,12 @@ def roofline(record: RooflineRecord) -> str:
         )
         value = getattr(record, key)
         drawing.mark(line, f"{word}: {rate:.3g} GB/s", Shown(f"roofline.{key}", value))
-        at = math.sqrt(low * min(ridge, high))
-        axes.annotate(
-            word, (at, at * rate), textcoords="offset points", xytext=(-4, 5), ha="right",
-            color=INK, fontsize=SMALL,
-        )  # fmt: skip
+        along = np.geomspace(low, high, 60)
+        lines = [
+            (x, min(peak, x * other)) for other, *_ in roofs if other != rate for x in along
+        ]
+        lines += [(x, peak) for x in along]
+        _name_roof(axes, word, (low, min(ridge, high)), rate, points, lines=lines)
     (line,) = axes.plot(
         [min(peak / roofs[1][0], high), high], [peak, peak], color=INK, linewidth=1.4
     )
@@ -544,7 +545,7 @@ def roofline(record: RooflineRecord) -> str:
         Shown("roofline.peak_macs_s", record.peak_macs_s),
     )
     axes.annotate(
-        f"{peak:.3g} G/s", (high, peak), textcoords="offset points", xytext=(0, 4), ha="right",
+        f"{peak:.3g} G/s", (high, peak), textcoords="offset points", xytext=(0, 7), ha="right",
         color=INK, fontsize=SMALL,
     )  # fmt: skip
     longest = max((row.seconds for row in rows), default=1.0)
@@ -569,17 +570,58 @@ def roofline(record: RooflineRecord) -> str:
             Shown(f"{place}.seconds", row.seconds),
         )
     plain = FuncFormatter(lambda value, _: f"{value:g}")
-    axes.xaxis.set_major_formatter(plain)
-    axes.yaxis.set_major_formatter(plain)
+    # A scale is read off two numbers at least, and an axis may span less than a power of ten.
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        axis.set_major_formatter(plain)
     axes.minorticks_off()
     axes.set_xlabel("multiply-accumulates a byte")
     axes.text(
         0, 1, "G multiply-accumulates/s", color=SOFT, fontsize=SMALL,
-        transform=axes.transAxes + _offset(drawing, -40, 3),
+        transform=axes.transAxes + _offset(drawing, -40, 9),
     )  # fmt: skip
     return drawing.svg(
         f"Roofline: peak {peak:.4g} G multiply-accumulates a second, {len(rows)} layers"
     )
+
+
+def _name_roof(
+    axes: Axes,
+    word: str,
+    ends: tuple[float, float],
+    rate: float,
+    points: Sequence[tuple[float, float]],
+    *,
+    lines: Sequence[tuple[float, float]] = (),
+) -> None:
+    """Write what a sloping roof is called beside it, inside, where it covers the fewest points, and no point of other lines."""
+    scale = 72 / axes.figure.dpi
+    spots = scale * axes.transData.transform([*points, *lines] or np.empty((0, 2)))
+    gaps = [6.0] * len(points) + [1.0] * len(lines)
+    frame = axes.get_window_extent()
+    tall, wide = SMALL, 0.62 * SMALL * len(word)
+    found: list[tuple[float, int, float, bool, float]] = []
+    for share in np.linspace(0.95, 0.05, 19):
+        at = ends[0] ** (1 - share) * ends[1] ** share
+        x, y = scale * axes.transData.transform((at, at * rate))
+        for right, up in ((False, 5.0), (True, -5.0 - tall)):
+            left, low = (x + 4 if right else x - 4 - wide), y + up
+            is_out = (
+                left < scale * frame.x0 + 2
+                or left + wide > scale * frame.x1
+                or low < scale * frame.y0 + 2
+                or low + tall > scale * frame.y1
+            )
+            covered = sum(
+                left - gap < px < left + wide + gap and low - gap < py < low + tall + gap
+                for (px, py), gap in zip(spots, gaps, strict=True)
+            )
+            found.append((100 * is_out + covered, len(found), at, right, up))
+    _, _, at, right, up = min(found)
+    axes.annotate(
+        word, (at, at * rate), textcoords="offset points", xytext=(4 if right else -4, up),
+        ha="left" if right else "right", color=INK, fontsize=SMALL,
+    )  # fmt: skip
 
 
 def stairs(row: TableRow, place: str) -> str:

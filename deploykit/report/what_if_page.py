@@ -246,7 +246,7 @@ def _roofline(record: RooflineRecord) -> list[str]:
             plots.roofline(record),
             escape(
                 "a point a layer, larger where it takes more time; the lines are what the device gives from memory, from caches, "
-                "and in arithmetic"
+                "and in arithmetic. Green points are limited by arithmetic, red ones by memory, grey ones by what any node costs"
             ),
         ),
         "<h2>Layers</h2>",

@@ -145,5 +145,11 @@ def _items(feeds: Feeds) -> int:
 def _said(what: str, rows: Sequence[SweepRow]) -> str:
     best = max(rows, key=lambda row: row.items_s)
     first = rows[0]
-    word = "a batch of" if what == "batch" else "threads:"
-    return f"Most items in a second with {word} {best.setting}: {best.items_s:,.4g}, {best.speedup:.2f} times those of {first.setting}."
+    threads = "1 thread" if best.setting == 1 else f"{best.setting} threads"
+    setting = f"a batch of {best.setting}" if what == "batch" else threads
+    more = (
+        "no other of these gives more"
+        if best is first
+        else f"{best.speedup:.2f} times those of {first.setting}"
+    )
+    return f"Most items in a second with {setting}: {best.items_s:,.4g}, {more}."

@@ -11,6 +11,7 @@ import onnx
 import onnx_ir as ir
 import pytest
 
+from deploykit.report import plots
 from deploykit.report.profile_records import LayerRow, schema
 from deploykit.what_if.roofline import Limits, Work, _bytes, _chain, _layer, judge
 from passes.analysis.macs import sized
@@ -68,6 +69,30 @@ def test_probes_are_sound_models():
         _layer("MatMul", (4, 4), (4, 4), np.dtype(np.float16)),
     ):
         onnx.checker.check_model(ir.to_proto(model), full_check=True)
+
+
+def test_what_a_roof_is_called_covers_no_layer_and_stays_in_the_picture():
+    drawing = plots.Drawing(270, "roofline")
+    axes = drawing.axes(44, 12, 10, 38)
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    axes.set_xlim(0.15, 23)
+    axes.set_ylim(1, 90)
+    points = [
+        (0.25, 5.5),
+        (0.43, 10.6),
+        (0.44, 12.2),
+        (0.45, 14.4),
+        (1.1, 15),
+        (1.1, 18),
+        (1, 10),
+    ]
+    for word, ends, rate in (("memory", (0.15, 2.9), 15.0), ("caches", (0.15, 0.35), 125.0)):
+        plots._name_roof(axes, word, ends, rate, points)
+    for text in axes.texts:
+        box = text.get_window_extent()
+        assert axes.get_window_extent().count_contains(box.corners()) == 4, text
+        assert box.count_contains(axes.transData.transform(points)) == 0, text
 
 
 def test_a_roofline_is_measured_and_drawn(run, tmp_path):

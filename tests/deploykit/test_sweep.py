@@ -12,7 +12,8 @@ import pytest
 from deploykit.errors import UsageError
 from deploykit.profile import device
 from deploykit.report.profile_records import schema
-from deploykit.what_if.sweep import Sweep, parse_sweep
+from deploykit.report.what_if_records import SweepRow
+from deploykit.what_if.sweep import Sweep, _said, parse_sweep
 from tests.deploykit.conftest import make_network
 from tests.deploykit.narrow_nets import make_residual
 
@@ -40,6 +41,19 @@ def test_batches_are_compared_by_items_in_a_second(run, tmp_path):
     assert "items/s" in page.read_text("utf-8")
     text = run("profile", path, "--sweep", "batch=1,4", *FAST).stdout
     assert "Most items in a second with a batch of" in text
+
+
+def test_what_a_sweep_found_is_said_in_words():
+    def row(setting, items_s):
+        return SweepRow(setting, 0.1, 0.1, items_s, items_s / 50, 1.0, "wall")
+
+    assert _said("batch", [row(1, 50.0), row(4, 75.0)]) == (
+        "Most items in a second with a batch of 4: 75, 1.50 times those of 1."
+    )
+    assert _said("threads", [row(1, 50.0), row(2, 40.0)]) == (
+        "Most items in a second with 1 thread: 50, no other of these gives more."
+    )
+    assert "with 2 threads: 75" in _said("threads", [row(1, 50.0), row(2, 75.0)])
 
 
 def test_threads_are_compared_by_elapsed_time(run, network, monkeypatch):
