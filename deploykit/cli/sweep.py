@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import time
 from pathlib import Path
 
@@ -67,24 +68,34 @@ def command(
     began = time.monotonic()
 
     from deploykit.cli.printable import printable, printable_json
+    from deploykit.step.secrets import Secrets, Veil
     from deploykit.sweep import runner
     from deploykit.sweep.cluster import LOCAL
 
+    secrets = Secrets()
+    ctx.find_root().obj["redact"] = secrets.redact
+    for name in ("deploykit", "passes"):
+        for handler in logging.getLogger(name).handlers:
+            handler.addFilter(Veil(secrets))
     with Narration(verbosity) as progress:
         result = runner.sweep(
             sweep,
             out,
             address=None if serial else address or LOCAL,
             cache=cache,
-            progress=progress,
+            progress=lambda stage, done=None: progress(secrets.redact(stage), done),
         )
     if as_json:
-        click.echo(
-            printable_json(json.dumps(result.to_document(), indent=1, ensure_ascii=False))
-        )
+        document = secrets.cleaned(result.to_document())
+        click.echo(printable_json(json.dumps(document, indent=1, ensure_ascii=False)))
     else:
         from deploykit.sweep.text import print_sweep
 
-        print_sweep(printable(result))
-    closing_line(ok=not result.errors, began=began, command=command_line(), verbosity=verbosity)
+        print_sweep(printable(secrets.cleaned(result)))
+    closing_line(
+        ok=not result.errors,
+        began=began,
+        command=secrets.redact(command_line()),
+        verbosity=verbosity,
+    )
     ctx.exit(result.exit_code)

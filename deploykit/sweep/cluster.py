@@ -45,7 +45,7 @@ def run_on_ray(cells: Sequence[Cell], cache: Path, address: str, done: Done) -> 
         how often a cell was begun anew because its process had died.
 
     Raises:
-        RuntimeUnavailable: Ray is not installed, or no cluster is at the address.
+        RuntimeUnavailable: Ray is not installed, no cluster is at the address, or it has died.
     """
     # Ray tells of workers that died on stdout, which is for results.
     with contextlib.redirect_stdout(sys.stderr):
@@ -90,7 +90,11 @@ class _Driver:
         self._task = ray.remote(max_retries=0)(run_cell)
 
     def run(self, cells: Sequence[Cell]) -> int:
-        """Run all cells; returns how often one was begun anew."""
+        """Run all cells; returns how often one was begun anew.
+
+        Raises:
+            RuntimeUnavailable: the cluster has died, and not only a worker of it.
+        """
         waiting = list(cells)
         running: dict[Any, Cell] = {}
         begun: Counter[str] = Counter()
@@ -105,6 +109,12 @@ class _Driver:
             cell = running.pop(ready)
             try:
                 rows = self._ray.get(ready)
+            except self._ray.exceptions.LocalRayletDiedError as error:
+                msg = (
+                    f"Ray ended on this machine while '{cell.name}' ran: it was killed, or memory ran out. What is done is "
+                    "kept: give the same command again, or --serial."
+                )
+                raise RuntimeUnavailable(msg) from error
             except self._ray.exceptions.RayError:
                 # The process or its node is gone: what a cell itself raises comes back in its rows.
                 if begun[cell.name] < TRIES:

@@ -11,6 +11,7 @@ from typing import Protocol
 
 from deploykit.atomic import write_whole
 from deploykit.errors import UsageError
+from deploykit.step.secrets import Secrets
 from deploykit.sweep.cells import finished_rows, keep_rows, run_cell
 from deploykit.sweep.cluster import LOCAL, run_on_ray
 from deploykit.sweep.plot import write_plot
@@ -104,7 +105,8 @@ def sweep(
 
 def _write(result: SweepResult) -> None:
     write_table(result.rows, result.folder / TABLE)
-    text = json.dumps(result.to_document(), indent=1, ensure_ascii=False)
+    document = Secrets().cleaned(result.to_document())
+    text = json.dumps(document, indent=1, ensure_ascii=False)
     write_whole(result.folder / DOCUMENT, (text + "\n").encode())
     if not write_plot(result.rows, result.folder / PLOT, result.sweep.name):
         # One of an earlier sweep would be of other rows.

@@ -173,6 +173,24 @@ def test_cells_have_names_of_their_own(folder):
     assert [cell.measures for cell in cells] == [("here",), ("here",)]
 
 
+def test_what_a_sweep_says_has_no_secret_in_it(folder, run, monkeypatch):
+    monkeypatch.setenv("DEPLOY_TOKEN", "correcthorse")
+    (folder / "sweep.toml").write_text(
+        'name = "of correcthorse"\nrecipes = ["tidied.toml"]\nmodels = ["m0.onnx"]\n'
+    )
+    out = folder / "out"
+    words = ("sweep", folder / "sweep.toml", "-o", out, "--serial")
+    for more in ((), ("--json",)):
+        found = run(*words, *more)
+        assert found.exit_code == 0, found.stderr
+        assert "correcthorse" not in found.stdout + found.stderr
+    assert "of ***" in (out / "results.json").read_text()
+    found = run(*words[:2], "-o", folder / "tidied.toml" / "correcthorse", "--serial")
+    assert found.exit_code == 2
+    assert "***" in found.stderr
+    assert "correcthorse" not in found.stderr
+
+
 def test_two_sweeps_do_not_share_a_folder(folder):
     fcntl = pytest.importorskip("fcntl", reason="this system has no file locks")
     (folder / "out").mkdir()
@@ -202,8 +220,12 @@ class FakeRay:
         class RayError(Exception):
             pass
 
-    def __init__(self, deaths):
+        class LocalRayletDiedError(RayError):
+            pass
+
+    def __init__(self, deaths, of="RayError"):
         self.deaths = dict(deaths)
+        self.of = getattr(self.exceptions, of)
         self.running = set()
         self.most = 0
 
@@ -238,7 +260,7 @@ class FakeRay:
         self.running.remove(cell)
         if self.deaths.get(cell.name, 0):
             self.deaths[cell.name] -= 1
-            raise self.exceptions.RayError
+            raise self.of
         return (Row(cell.name, "r", "m", None, "passed", "", 0),)
 
 
@@ -258,6 +280,21 @@ def test_a_device_has_one_cell_at_a_time_and_a_cell_three_tries(tmp_path):
     (dead,) = rows["c4"]
     assert (dead.state, dead.exit_code) == ("error", 4)
     assert "died 3 times" in dead.reason
+
+
+def test_a_cluster_that_has_died_spoils_no_other_cell(tmp_path):
+    exceptions = pytest.importorskip("ray.exceptions", reason="needs the extra 'ray'")
+    assert issubclass(exceptions.LocalRayletDiedError, exceptions.RayError)
+    ray = FakeRay({"c0": 1}, of="LocalRayletDiedError")
+    cells = [
+        Cell("r", tmp_path / "r.toml", Model(""), None, tmp_path / f"c{n}", ("here",))
+        for n in range(3)
+    ]
+    rows = {}
+    driver = cluster._Driver(ray, tmp_path, lambda cell, found: rows.update({cell.name: found}))
+    with pytest.raises(RuntimeUnavailable, match="give the same command again"):
+        driver.run(cells)
+    assert not rows, "nothing is said of a cell that was not run to its end"
 
 
 def test_what_is_not_installed_is_said_before_anything_is_run(folder, monkeypatch):
