@@ -30,7 +30,8 @@ __all__ = ["command"]
 @click.option(
     "--address",
     metavar="ADDRESS",
-    help="A Ray cluster that is there: auto, or ray://HOST:PORT. Its machines have to see OUT under the same path. "
+    help="A Ray cluster that is there: auto, or ray://HOST:PORT with ray[client] installed. Its machines have to see OUT "
+    "under the same path. "
     "[default: one is started on this machine]",
 )
 @click.option("--serial", is_flag=True, help="One cell after the other, without Ray.")
