@@ -26,7 +26,7 @@ from deploykit.finder.rounds import CHECKPOINT_S, Result, Rounds
 from deploykit.finder.seeds import derive
 from deploykit.finder.settings import Settings, check_settings
 from deploykit.finder.sources import SOURCES, Context
-from deploykit.finder.structuring import Structured, apply_structure
+from deploykit.finder.structuring import Structured, apply_structure, check_counts
 from deploykit.finder.task import Task
 from deploykit.finder.training import Masks, Weights
 from deploykit.ticket import Ticket
@@ -145,6 +145,7 @@ class _Search(Rounds):
         )
 
     def _find(self) -> Ticket:
+        check_counts(self._trainer, self._settings.structure)
         dense = self._round(0, self._initial, {})
         found = previous = dense
         start = self._load_start()

@@ -16,7 +16,7 @@ from deploykit.errors import DeploykitError, ModelError, UsageError
 from deploykit.finder.coupling import find_coupling
 from deploykit.finder.ranking import Array
 from deploykit.finder.structures import refill as refilling
-from deploykit.finder.structures.counted import find_missed
+from deploykit.finder.structures.counted import find_counts, find_missed
 from deploykit.finder.structures.refill import CRITERIA, Criterion, Match, refill_coupled
 from deploykit.finder.structures.regroup import Columns, Method, Rule, regroup
 from deploykit.finder.task import asking
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from deploykit.finder.coupling import Coupling
     from deploykit.finder.training import Masks, Trainer, Weights
 
-__all__ = ["STRUCTURES", "Form", "Structure", "Structured", "apply_structure"]
+__all__ = ["STRUCTURES", "Form", "Structure", "Structured", "apply_structure", "check_counts"]
 
 Form: TypeAlias = Literal["free", "balanced", "disjoint"]
 Name: TypeAlias = Literal["refill", "refill+", "regroup"]
@@ -220,6 +220,16 @@ def _regroup(
             made[name] = np.ones_like(mask)
             notes.append(f"'{name}' stays dense: {found.reason}")
     return Structured(made, blocks, tuple(notes), dict(masks))
+
+
+def check_counts(trainer: Trainer, structure: Structure | None) -> None:
+    """See that counts fit the network, before hours are spent on training it.
+
+    Raises:
+        UsageError: they do not.
+    """
+    if structure is not None and structure.counts is not None:
+        find_counts(_coupling(trainer), dict(structure.counts))
 
 
 def _coupling(trainer: Trainer) -> Coupling:

@@ -48,6 +48,14 @@ def test_a_ticket_has_the_counts_that_a_file_says(tmp_path):
     }
 
 
+def test_counts_that_do_not_fit_are_refused_before_anything_is_trained(tmp_path):
+    settings = Settings(rounds=1, structure=Structure("refill", counts=(("other.weight", 1),)))
+    with pytest.raises(UsageError, match=r"other\.weight"):
+        search(Pictures(), settings, tmp_path / "found")
+    assert not list((tmp_path / "found").rglob("*.safetensors"))
+    assert not (tmp_path / "found" / "metrics.csv").exists()
+
+
 def test_counts_that_were_made_of_the_exported_model_fit_the_network():
     task = Pictures()
     model = export(task.model().eval(), task.example_inputs())
