@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
-from rich.console import Console, Group, RenderableType
+from rich.console import Console, ConsoleOptions, Group, RenderableType
 from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
@@ -33,6 +33,8 @@ __all__ = [
 
 LAYERS_SHOWN = 25
 PIPE_WIDTH = 140
+WIDE = 100
+"""Columns that a terminal has to have for a table with a row for each model."""
 TEXT_COLUMNS = frozenset(
     {"", "model", "layer", "op", "done by", "in words", "note", "baseline"}
 )
@@ -61,7 +63,7 @@ def render_profile(report: ProfileReport, *, all_layers: bool = False) -> Render
     parts: list[RenderableType] = [
         Text(conditions_text(report), "dim"),
         Text(""),
-        _latencies(report),
+        _Latencies(report),
     ]
     parts += _state(report)
     for model in report.models:
@@ -167,24 +169,39 @@ def _sparse(report: ProfileReport) -> list[RenderableType]:
     return parts
 
 
-def _latencies(report: ProfileReport) -> Table:
-    table = _table(
-        "model", "p50", "p90", "p95", "p99", "samples", "load", "memory peak", "size"
-    )
-    for model in report.models:
+class _Latencies:
+    """What was measured of each model: a row each, or on a narrow terminal a column each, so that no name is broken to bits."""
+
+    def __init__(self, report: ProfileReport) -> None:
+        self._models = report.models
+
+    def __rich_console__(
+        self, console: Console, options: ConsoleOptions
+    ) -> Iterator[RenderableType]:
+        del console
+        headers = ("p50", "p90", "p95", "p99", "samples", "load", "memory peak", "size")
+        rows = [self._cells(model) for model in self._models]
+        if options.max_width >= WIDE:
+            table = _table("model", *headers)
+            for model, cells in zip(self._models, rows, strict=True):
+                table.add_row(escape(model.name), *cells)
+        else:
+            table = _table("", *(model.name for model in self._models))
+            for line in zip(headers, *rows, strict=True):
+                table.add_row(*line)
+        yield table
+
+    @staticmethod
+    def _cells(model: ProfiledModel) -> tuple[str, ...]:
         latency = model.latency
-        table.add_row(
-            escape(model.name),
-            *(
-                seconds_text(seconds)
-                for seconds in (latency.p50_s, latency.p90_s, latency.p95_s, latency.p99_s)
-            ),
+        times = (latency.p50_s, latency.p90_s, latency.p95_s, latency.p99_s)
+        return (
+            *(seconds_text(seconds) for seconds in times),
             str(latency.samples),
             seconds_text(model.load_s),
             "-" if model.memory_bytes is None else bytes_text(model.memory_bytes),
             bytes_text(model.bytes),
         )
-    return table
 
 
 def _relative(rows: Sequence[Relative]) -> Table:

@@ -12,9 +12,11 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import signal
+import socket
 import sys
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -28,6 +30,7 @@ Done: TypeAlias = Callable[[Cell, tuple[Row, ...]], None]
 
 LOCAL = "local"
 HERE = "here"
+KNOCK_S = 10.0
 TRIES = 3
 """How often a cell is begun before it is given up: a model that crashes a library does so each time."""
 
@@ -69,11 +72,40 @@ def _start(address: str) -> Any:  # noqa: ANN401 - the module of Ray, which may 
     if address == LOCAL:
         options |= {"include_dashboard": False}
     try:
-        ray.init(log_to_driver=False, logging_level=logging.ERROR, **options)
-    except (ConnectionError, OSError, RuntimeError, TimeoutError, ValueError) as error:
+        _knock(address)
+        with _own_handlers():
+            ray.init(log_to_driver=False, logging_level=logging.ERROR, **options)
+    except (ImportError, OSError, RuntimeError, TimeoutError, ValueError) as error:
         msg = f"cannot reach the Ray cluster '{address}': {error}. Give another --address, or --serial."
         raise RuntimeUnavailable(msg) from error
     return ray
+
+
+def _knock(address: str) -> None:
+    """See whether anybody listens at `host:port`: Ray itself would wait there for many minutes.
+
+    Raises:
+        OSError: nobody does.
+    """
+    host, colon, port = address.removeprefix("ray://").rpartition(":")
+    if colon and port.isdecimal():
+        with socket.create_connection((host.strip("[]"), int(port)), KNOCK_S):
+            pass
+
+
+@contextlib.contextmanager
+def _own_handlers() -> Iterator[None]:
+    """Keep what asks this program to end what it was: Ray would have it exit as if that were an error of its own."""
+    kept = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    except SystemExit as error:
+        if error.code == signal.SIGTERM:
+            raise KeyboardInterrupt from error
+        raise
+    finally:
+        for number, handler in kept.items():
+            signal.signal(number, handler)
 
 
 class _Driver:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import json
 
 import jsonschema
 import numpy as np
 import onnx
 import pytest
+from rich.console import Console
 
 from deploykit import profiling
 from deploykit.errors import UsageError
@@ -16,6 +18,7 @@ from deploykit.profile.layer_times import LayerProfile
 from deploykit.profile.memory import memory_peak
 from deploykit.profile.statistics import Latency, Ratio
 from deploykit.report.profile_records import schema
+from deploykit.report.profile_text import print_result
 from deploykit.report.profile_wording import labels, seconds_text, speed_text
 from deploykit.runtimes import TensorSpec
 from tests.deploykit.conftest import make_network
@@ -525,3 +528,22 @@ def test_layers_that_do_not_add_up_are_not_passed_over():
     assert "1.30 of the whole" in off
     (unknown,) = advice.advise_on_layers("m", LayerProfile((), 1.0, 1.0, 0.1))
     assert "10% of the time" in unknown
+
+
+@pytest.mark.parametrize("width", [80, 140])
+def test_names_of_models_are_whole_on_any_terminal(network, width):
+    console = Console(width=width, file=io.StringIO())
+    with console.capture() as shown:
+        report = profiling.profile(
+            profiling.Request(
+                (network, network),
+                "test",
+                settings=Settings(warmup_s=0.0, duration_s=0.02, rebuilds=2),
+            )
+        )
+        print_result(report, console=console)
+    lines = shown.get().splitlines()
+    # On a narrow terminal the names are headers, side by side.
+    heads = [line for line in lines if line.split() == ["network.onnx", "network.onnx", "(2)"]]
+    assert len(heads) == (width == 80)
+    assert any(line.startswith("p99" if heads else "network.onnx (2)") for line in lines)
