@@ -30,7 +30,7 @@ __all__ = ["command"]
 @click.option(
     "--address",
     metavar="ADDRESS",
-    help="A Ray cluster that is there: auto, or ray://HOST:PORT with ray[client] installed. Its machines have to see OUT "
+    help="A Ray cluster that is there: auto, HOST:PORT or ray://HOST:PORT. Its machines have to see OUT "
     "under the same path. "
     "[default: one is started on this machine]",
 )
