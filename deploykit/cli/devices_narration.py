@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from deploykit.cli.narration import open_bars
 from deploykit.cli.printable import printable_text
 from deploykit.cli.profile_options import write_result
 from deploykit.errors import UsageError
@@ -39,25 +39,7 @@ class DevicesNarration:
         self._stages: dict[str, str] = {}
 
     def __enter__(self) -> Self:
-        if self._verbosity >= 0 and sys.stderr.isatty():
-            from rich.console import Console
-            from rich.progress import (
-                BarColumn,
-                Progress,
-                SpinnerColumn,
-                TextColumn,
-                TimeElapsedColumn,
-            )
-
-            self._bars = Progress(
-                SpinnerColumn(),
-                TextColumn("{task.description}", markup=False),
-                BarColumn(),
-                TimeElapsedColumn(),
-                console=Console(stderr=True),
-                transient=True,
-            )
-            self._bars.start()
+        self._bars = open_bars(self._verbosity)
         return self
 
     def __call__(self, device: str, stage: str, done: float | None = None) -> None:

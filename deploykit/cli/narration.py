@@ -16,7 +16,30 @@ if TYPE_CHECKING:
 
     from rich.progress import Progress, TaskID
 
-__all__ = ["Narration", "closing_line"]
+__all__ = ["Narration", "closing_line", "open_bars"]
+
+
+def open_bars(verbosity: int) -> Progress | None:
+    """Progress bars on stderr, running; None where nobody sees them, or nothing is to be said.
+
+    Args:
+        verbosity: below 0 nothing is said.
+    """
+    if verbosity < 0 or not sys.stderr.isatty():
+        return None
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    bars = Progress(
+        SpinnerColumn(),
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        TimeElapsedColumn(),
+        console=Console(stderr=True),
+        transient=True,
+    )
+    bars.start()
+    return bars
 
 
 class Narration:
@@ -33,25 +56,7 @@ class Narration:
         self._stage = ""
 
     def __enter__(self) -> Self:
-        if self._verbosity >= 0 and sys.stderr.isatty():
-            from rich.console import Console
-            from rich.progress import (
-                BarColumn,
-                Progress,
-                SpinnerColumn,
-                TextColumn,
-                TimeElapsedColumn,
-            )
-
-            self._bar = Progress(
-                SpinnerColumn(),
-                TextColumn("{task.description}"),
-                BarColumn(),
-                TimeElapsedColumn(),
-                console=Console(stderr=True),
-                transient=True,
-            )
-            self._bar.start()
+        self._bar = open_bars(self._verbosity)
         return self
 
     def __call__(self, stage: str, done: float | None = None) -> None:
