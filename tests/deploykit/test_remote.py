@@ -256,15 +256,12 @@ def test_a_connection_that_is_cut_while_a_model_goes_up_is_made_again(device, tm
     path = tmp_path / "large.onnx"
     onnx.save(make_network(hidden=2048, features=4096), path)
     cut = []
-    with at(device) as place:
-        keep = place._tell
 
-        def tell(stage, done=None):
-            keep(stage, done)
-            if stage.startswith("sending") and not cut and 0.2 < (done or 0) < 0.9:
-                cut.append(device.cut())
+    def tell(stage, done=None):
+        if stage.startswith("sending") and not cut and 0.2 < (done or 0) < 0.9:
+            cut.append(device.cut())
 
-        place._tell = tell
+    with RemotePlace(Host(name="pi", address=parse_address(device.on)), tell=tell) as place:
         found = measure(
             {"m": path}, {"x": np.zeros((1, 4096), np.float32)}, settings=QUICK, place=place
         )
@@ -642,10 +639,10 @@ def test_a_disk_that_is_full_is_told_of_before_and_after(
     assert list((small_disk / "d").iterdir()) == []
 
 
-def test_samples_that_find_no_room_end_the_run(device, small_disk, network):
+def test_samples_that_find_no_room_end_the_run(device, small_disk, network, monkeypatch):
     many = dataclasses.replace(QUICK, min_rounds=20_000)
     place = at(device, folder=str(small_disk / "d"))
-    place._make_room = lambda *_, **__: None
+    monkeypatch.setattr("deploykit.profile.remote.sending.SPARE_BYTES", 0)
 
     def fill(_):
         if not (small_disk / "filler").exists():

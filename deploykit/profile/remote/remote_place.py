@@ -27,9 +27,9 @@ import numpy as np
 
 from deploykit.errors import ModelError, RuntimeUnavailable
 from deploykit.profile import sampler
-from deploykit.profile.memory import save_inputs
 from deploykit.profile.remote import arrival, failures, keeper
 from deploykit.profile.remote.connection import Connection, ConnectionBroken, NoSpace, NotThere
+from deploykit.profile.remote.sending import Sender
 from deploykit.profile.remote.shipment import beside, pack
 from deploykit.runtimes import DEFAULT
 
@@ -41,7 +41,6 @@ if TYPE_CHECKING:
     from deploykit.profile.device import Device
     from deploykit.profile.place import Share, Watch
     from deploykit.profile.remote.address import Host, Tell
-    from deploykit.profile.remote.shipment import Shipment
     from deploykit.profile.state.seen import Seen
 
 __all__ = ["RemotePlace"]
@@ -52,9 +51,6 @@ Record: TypeAlias = dict[str, Any]
 
 PACKAGES = ("numpy", "onnxruntime", "tensorrt")
 """What is looked for on a device; which of them a job needs depends on the runtime."""
-
-SPARE_BYTES = 4 << 20
-"""Room for samples, besides the models."""
 
 FIRST_LOOK_S, LAST_LOOK_S = 0.1, 1.0
 """How often the samples are fetched: rarely once it goes on for long, because that takes time from what is measured."""
@@ -90,7 +86,7 @@ class RemotePlace:
         self._there: Record = {}
         self._is_begun = False
         self._jobs = 0
-        self._sent: set[str] = set()
+        self._sender: Sender | None = None
 
     @property
     def name(self) -> str:
@@ -155,6 +151,14 @@ class RemotePlace:
         if "problem" in found:
             raise failures.no_workspace(host, found)
         self._there = found
+        self._sender = Sender(
+            host,
+            link,
+            folder=found["folder"],
+            store=str(found["store"]),
+            token=self._token,
+            tell=self._tell,
+        )
         link.keep_writing(f"{found['folder']}/lease", min(15.0, host.lease_s / 5))
 
     def _leave(self) -> None:
@@ -168,7 +172,7 @@ class RemotePlace:
             self.notes += link.notes
             link.close()
             self._there, self._is_begun = {}, False
-            self._sent.clear()
+            self._sender = None
 
     def _clean(self, link: Connection) -> None:
         """End what runs there; a device that cannot be reached does it by itself."""
@@ -202,6 +206,13 @@ class RemotePlace:
             msg = f"{self.name} is not connected: enter the place first"
             raise RuntimeError(msg)
         return self._link
+
+    @property
+    def _outbox(self) -> Sender:
+        if self._sender is None:
+            msg = f"{self.name} is not connected: enter the place first"
+            raise RuntimeError(msg)
+        return self._sender
 
     # -- what a place does -------------------------------------------------------------------------
 
@@ -320,8 +331,8 @@ class RemotePlace:
         if paths:
             self._check_packages(runtime)
             packed = [pack(path) for path in paths]
-            job["models"] = self._send_models(paths, packed)
-            job["inputs"] = self._send_inputs(feeds or {})
+            job["models"] = self._outbox.models(paths, packed)
+            job["inputs"] = self._outbox.inputs(feeds or {})
             if runtime != DEFAULT:
                 job["runtime"] = runtime
         number = self._jobs
@@ -332,11 +343,9 @@ class RemotePlace:
             self._connection.send(text, place)
         except NoSpace as error:
             raise failures.no_space(
-                self.host, "the job", len(text), self._free(), str(error)
+                self.host, "the job", len(text), self._outbox.free_bytes(), str(error)
             ) from error
         return self._follow(f"{place}l", paths, progress)
-
-    # -- sending -----------------------------------------------------------------------------------
 
     def _check_packages(self, runtime: str) -> None:
         """Refuse to send anything where nothing could run it."""
@@ -344,106 +353,6 @@ class RemotePlace:
         missing = [name for name in needed if not self._there["present"].get(name)]
         if missing:
             raise failures.no_package(self.host, missing, self._there["version"])
-
-    def _send_models(self, paths: Sequence[Path], packed: Sequence[Shipment]) -> list[str]:
-        """Send the models that are not there yet; where each lies."""
-        link = self._connection
-        root = f"{self._there['folder']}/models"
-        if self.host.keeps_models:
-            root = str(self._there["store"])
-        places = {each.sha256: f"{root}/{each.sha256[:32]}" for each in packed}
-        absent = {
-            each.sha256: (path, each)
-            for path, each in zip(paths, packed, strict=True)
-            if each.sha256 not in self._sent
-        }
-        if self.host.keeps_models:
-            absent = {
-                key: (path, each)
-                for key, (path, each) in absent.items()
-                if not self._is_whole(places[key], each)
-            }
-        total = sum(each.bytes for _, each in absent.values())
-        if total:
-            self._make_room(total, keep=set(places))
-        stage = f"sending {_count(len(absent), 'model')} to {self.name}, {total / 1e6:.1f} MB"
-        done = 0
-        for key, (path, each) in absent.items():
-            # A folder gets its name when it is whole.
-            part = f"{places[key]}.{self._token}"
-            link.make_folder(part)
-            for name, file in each.files:
-                if "/" in name:
-                    link.make_folder(f"{part}/{name.rpartition('/')[0]}")
-
-                def told(more: int, before: int = done) -> None:
-                    self._tell(stage, (before + more) / max(total, 1))
-
-                told(0)
-                try:
-                    link.send(file, f"{part}/{name}", told)
-                except NoSpace as error:
-                    raise failures.no_space(
-                        self.host, str(path), total - done, self._free(), str(error)
-                    ) from error
-                done += file.stat().st_size
-            if self.host.keeps_models:
-                # One that was not whole would be in the way.
-                link.remove_tree(places[key])
-            link.rename(part, places[key])
-        self._sent.update(places)
-        return [f"{places[each.sha256]}/{each.files[0][0]}" for each in packed]
-
-    def _is_whole(self, place: str, shipment: Shipment) -> bool:
-        """Whether a kept model is there with all its files, each as large as it should be."""
-        found: dict[str, dict[str, int]] = {}
-        for name, file in shipment.files:
-            folder, _, last = name.rpartition("/")
-            where = f"{place}/{folder}" if folder else place
-            if where not in found:
-                found[where] = self._connection.sizes(where)
-            if found[where].get(last) != file.stat().st_size:
-                return False
-        return True
-
-    def _make_room(self, needed: int, *, keep: set[str]) -> None:
-        """Make sure that models fit; those of this run that are not needed now make way.
-
-        Raises:
-            RuntimeUnavailable: they do not fit.
-        """
-        needed += SPARE_BYTES
-        free = self._free()
-        if free is None or free >= needed:
-            return
-        if not self.host.keeps_models:
-            for key in self._sent - keep:
-                self._connection.remove_tree(f"{self._there['folder']}/models/{key[:32]}")
-            self._sent &= keep
-            free = self._free()
-        if free is not None and free < needed:
-            raise failures.no_space(self.host, "the models", needed, free)
-
-    def _free(self) -> int | None:
-        return self._connection.free_bytes(str(self._there["folder"]))
-
-    def _send_inputs(self, feeds: Feeds) -> str:
-        """Send the inputs, unless they are there; where they lie."""
-        with tempfile.TemporaryDirectory(prefix="deploykit-inputs-") as folder:
-            file = Path(folder) / "inputs.npz"
-            save_inputs(file, feeds)
-            data = file.read_bytes()
-        name = _hash(data)
-        place = f"{self._there['folder']}/inputs/{name}.npz"
-        if name not in self._sent:
-            try:
-                self._connection.send(data, place)
-            except NoSpace as error:
-                raise failures.no_space(
-                    self.host, "the inputs", len(data), self._free(), str(error)
-                ) from error
-            self._sent.add(name)
-        return place
 
     # -- following ---------------------------------------------------------------------------------
 
@@ -473,7 +382,7 @@ class RemotePlace:
                         progress(1.0)
                     return {key: value for key, value in event.items() if key != "event"}
                 if event.get("event") == "error":
-                    free = self._free() if event.get("kind") == "disk" else None
+                    free = self._outbox.free_bytes() if event.get("kind") == "disk" else None
                     raise failures.failed(self.host, event, step, models, free)
                 if event.get("event") == "round" and progress is not None:
                     progress(float(event["done"]))
@@ -499,10 +408,6 @@ class RemotePlace:
                 raise failures.gone(self.host)
 
 
-def _count(number: int, what: str) -> str:
-    return f"{number} {what}" if number == 1 else f"{number} {what}s"
-
-
 def _event(line: bytes) -> Record:
     """An event; nothing where a job was ended in the middle of a line."""
     try:
@@ -510,12 +415,6 @@ def _event(line: bytes) -> Record:
     except ValueError:
         return {}
     return found if isinstance(found, dict) else {}
-
-
-def _hash(data: bytes) -> str:
-    import hashlib
-
-    return hashlib.sha256(data).hexdigest()[:32]
 
 
 def _in_shell(python: str) -> str:
