@@ -71,26 +71,26 @@ def test_a_value_has_a_line(path, line):
 
 def test_recipes_build_on_others(step, tmp_path):
     """Tables are joined, the nearest wins, and files are where the recipe that names them says."""
-    base = tmp_path / "shared" / "base.toml"
+    base = tmp_path / "team" / "base.toml"
     base.parent.mkdir()
     np.savez(base.parent / "example.npz", x=np.zeros((1, 256), np.float32))
     base.write_text(
         'gates = ["load <= 9 s"]\n[inputs]\nexamples = ["example.npz"]\n'
         '[optimize]\nthreads = 3\nkeep = ["head"]\n[options.remove-channels]\ncarry = "bias-map"\n'
     )
-    step.edit('name = "small"', 'extends = "../shared/base.toml"')
+    step.edit('name = "small"', 'extends = "../team/base.toml"')
     step.edit('examples = ["example.npz"]\n', "")
     recipe = read_recipe(step.recipe)
     assert recipe.extends == (base,)
     assert recipe.name == "recipe"
-    assert recipe.optimize.inputs == (str(step.folder / "../shared/example.npz"),) or (
+    assert recipe.optimize.inputs == (str(step.folder / "../team/example.npz"),) or (
         Path(recipe.optimize.inputs[0]).resolve() == base.parent / "example.npz"
     )
     assert (recipe.optimize.threads, recipe.optimize.keep) == (3, ("head",))
     assert recipe.optimize.profile is False
     assert recipe.optimize.options == {"remove-channels": {"carry": "carrier"}}
     assert [gate.metric for gate in recipe.gates] == ["max_error", "parameters", "accuracy"]
-    assert effective(recipe)["inputs"]["examples"] == ["../shared/example.npz"]
+    assert effective(recipe)["inputs"]["examples"] == ["../team/example.npz"]
 
 
 def test_the_effective_recipe_says_the_same_again(step):
