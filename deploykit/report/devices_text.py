@@ -9,9 +9,10 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from deploykit.report.console_text import result_console
 from deploykit.report.devices_records import DeviceProfile, DevicesReport
 from deploykit.report.profile_records import ProfileReport
-from deploykit.report.profile_text import PIPE_WIDTH, conditions_text
+from deploykit.report.profile_text import conditions_text
 from deploykit.report.profile_wording import seconds_text
 from deploykit.report.wording import bytes_text
 
@@ -22,12 +23,7 @@ TEXT_COLUMNS = frozenset({"device", "model", "clock", "in words"})
 
 def print_devices(report: DevicesReport, *, console: Console | None = None) -> None:
     """Print it to a console, by default to stdout."""
-    if console is None:
-        console = Console()
-        if not console.is_terminal:
-            # A file has no width; 80 columns would break every name in it.
-            console = Console(width=PIPE_WIDTH)
-    console.print(render(report))
+    result_console(console).print(render(report))
 
 
 def render(report: DevicesReport) -> RenderableType:

@@ -10,8 +10,8 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from deploykit.report.console_text import result_console
 from deploykit.report.eligibility_records import RemarkRecord, SparseInspection, SparseLayer
-from deploykit.report.text import PIPE_WIDTH
 
 __all__ = ["print_inspection", "render", "summary"]
 
@@ -32,11 +32,7 @@ ORDER = ("no", "not yet", "doubtful", "eligible")
 
 def print_inspection(found: SparseInspection, *, console: Console | None = None) -> None:
     """Print an inspection to a console, by default to stdout."""
-    if console is None:
-        console = Console()
-        if not console.is_terminal:
-            console = Console(width=PIPE_WIDTH)
-    console.print(render(found))
+    result_console(console).print(render(found))
 
 
 def render(found: SparseInspection) -> RenderableType:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console, ConsoleOptions, Group, RenderableType
 from rich.markup import escape
-from rich.table import Table
 from rich.text import Text
 
+from deploykit.report.console_text import plain_table, result_console
 from deploykit.report.profile_records import (
     Comparison,
     LayerPair,
@@ -23,8 +23,10 @@ from deploykit.report.state_text import state_text
 from deploykit.report.what_if_text import what_if_parts
 from deploykit.report.wording import bytes_text
 
+if TYPE_CHECKING:
+    from rich.table import Table
+
 __all__ = [
-    "PIPE_WIDTH",
     "conditions_text",
     "print_result",
     "render_comparison",
@@ -32,7 +34,6 @@ __all__ = [
 ]
 
 LAYERS_SHOWN = 25
-PIPE_WIDTH = 140
 WIDE = 100
 """Columns that a terminal has to have for a table with a row for each model."""
 TEXT_COLUMNS = frozenset(
@@ -47,11 +48,7 @@ def print_result(
     all_layers: bool = False,
 ) -> None:
     """Print a profile or a comparison to a console, by default to stdout."""
-    if console is None:
-        console = Console()
-        if not console.is_terminal:
-            # A file has no width; 80 columns would break every name in it.
-            console = Console(width=PIPE_WIDTH)
+    console = result_console(console)
     if isinstance(result, ProfileReport):
         console.print(render_profile(result, all_layers=all_layers))
     else:
@@ -91,7 +88,7 @@ def render_comparison(comparison: Comparison, *, all_layers: bool = False) -> Re
         Text.assemble(("B: ", "bold"), comparison.b.path),
         Text(""),
     ]
-    table = _table("", "A", "B", "change")
+    table = plain_table("", "A", "B", "change", texts=TEXT_COLUMNS)
     for fact in comparison.facts:
         table.add_row(*(escape(cell) for cell in (fact.what, fact.a, fact.b, fact.change)))
     parts.append(table)
@@ -182,11 +179,11 @@ class _Latencies:
         headers = ("p50", "p90", "p95", "p99", "samples", "load", "memory peak", "size")
         rows = [self._cells(model) for model in self._models]
         if options.max_width >= WIDE:
-            table = _table("model", *headers)
+            table = plain_table("model", *headers, texts=TEXT_COLUMNS)
             for model, cells in zip(self._models, rows, strict=True):
                 table.add_row(escape(model.name), *cells)
         else:
-            table = _table("", *(model.name for model in self._models))
+            table = plain_table("", *(model.name for model in self._models), texts=TEXT_COLUMNS)
             for line in zip(headers, *rows, strict=True):
                 table.add_row(*line)
         yield table
@@ -205,7 +202,9 @@ class _Latencies:
 
 
 def _relative(rows: Sequence[Relative]) -> Table:
-    table = _table("model", f"time / {rows[0].baseline}", "95 % interval", "in words")
+    table = plain_table(
+        "model", f"time / {rows[0].baseline}", "95 % interval", "in words", texts=TEXT_COLUMNS
+    )
     table.add_row(escape(rows[0].baseline), "1.000", "", "")
     for row in rows:
         lo, hi = row.ci95
@@ -229,7 +228,7 @@ def _layers(model: ProfiledModel, *, all_layers: bool) -> list[RenderableType]:
     totals = model.layer_totals
     whole_s = totals.whole_s if totals is not None and totals.whole_s > 0 else 1.0
     rows = model.layers if all_layers else _slowest(model.layers)
-    table = _table("layer", "op", "time", "share", "done by")
+    table = plain_table("layer", "op", "time", "share", "done by", texts=TEXT_COLUMNS)
     for row in rows:
         table.add_row(
             escape(row.name),
@@ -289,7 +288,7 @@ def _layers_of_all(
     if not all_layers and len(names) > LAYERS_SHOWN:
         chosen = set(sorted(names, key=lambda name: -weight[name])[:LAYERS_SHOWN])
         shown = [name for name in names if name in chosen]
-    table = _table("layer", "op", *(model.name for model in models))
+    table = plain_table("layer", "op", *(model.name for model in models), texts=TEXT_COLUMNS)
     for name in shown:
         rows = [column.get(name) for column in columns]
         op_type = next(row.op_type for row in rows if row is not None)
@@ -310,7 +309,7 @@ def _layer_pairs(pairs: Sequence[LayerPair], *, all_layers: bool) -> list[Render
     if not all_layers and len(pairs) > LAYERS_SHOWN:
         most = sorted(pairs, key=weight, reverse=True)[:LAYERS_SHOWN]
         shown = [pair for pair in pairs if pair in most]
-    table = _table("layer", "op", "A", "B", "B / A", "note")
+    table = plain_table("layer", "op", "A", "B", "B / A", "note", texts=TEXT_COLUMNS)
     for pair in shown:
         ratio = "" if not pair.a_s or pair.b_s is None else f"{pair.b_s / pair.a_s:.2f}"
         table.add_row(
@@ -331,16 +330,3 @@ def _more(count: int) -> list[RenderableType]:
 def _warnings(warnings: Sequence[str]) -> list[RenderableType]:
     told = [Text.assemble(("warning: ", "bold yellow"), warning) for warning in warnings]
     return [Text(""), *told] if told else []
-
-
-def _table(*headers: str) -> Table:
-    table = Table(box=None, pad_edge=False, header_style="dim")
-    for index, header in enumerate(headers):
-        is_text = header in TEXT_COLUMNS
-        table.add_column(
-            escape(header),
-            justify="left" if is_text else "right",
-            overflow="fold",
-            no_wrap=index > 0 and not is_text,
-        )
-    return table

@@ -8,6 +8,8 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from deploykit.report.console_text import result_console
+
 if TYPE_CHECKING:
     from deploykit.finder.efficiency import Efficiency
     from deploykit.finder.metrics import Row
@@ -17,28 +19,17 @@ if TYPE_CHECKING:
 
 __all__ = ["print_search", "print_trial", "render_search", "render_trial"]
 
-PIPE_WIDTH = 140
-
 
 def print_search(result: Result, *, console: Console | None = None) -> None:
     """Print a result to a console, by default to stdout."""
-    _console(console).print(render_search(result))
+    result_console(console).print(render_search(result))
 
 
 def print_trial(trial: Trial, *, console: Console | None = None) -> None:
     """Print a search with several seeds, and the verdict, to a console, by default to stdout."""
-    _console(console).print(
+    result_console(console).print(
         Group(render_search(trial.results[0]), Text(""), render_trial(trial))
     )
-
-
-def _console(console: Console | None) -> Console:
-    if console is None:
-        console = Console()
-        if not console.is_terminal:
-            # A file has no width; 80 columns would break what is said of layers.
-            console = Console(width=PIPE_WIDTH)
-    return console
 
 
 def render_search(result: Result) -> RenderableType:

@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from deploykit.output_change import OutputChange
+from deploykit.report.console_text import result_console
 from deploykit.report.records import Group, Layer, Report
 from deploykit.report.sparse_text import engine_parts, sparse_parts
 from deploykit.report.wording import (
@@ -42,7 +43,6 @@ STYLES = {
 }
 SUBJECTS_SHOWN = 3
 LAYERS_SHOWN = 16
-PIPE_WIDTH = 140
 
 
 def print_report(
@@ -55,12 +55,7 @@ def print_report(
         console: where to.
         all_layers: whether all layers are listed, or the first that changed or have dead channels.
     """
-    if console is None:
-        console = Console()
-        if not console.is_terminal:
-            # A file has no width; 80 columns would break every name in it.
-            console = Console(width=PIPE_WIDTH)
-    console.print(render(report, all_layers=all_layers))
+    result_console(console).print(render(report, all_layers=all_layers))
 
 
 def render(report: Report, *, all_layers: bool = False) -> RenderableType:

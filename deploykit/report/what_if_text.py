@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from rich.markup import escape
-from rich.table import Table
 from rich.text import Text
 
+from deploykit.report.console_text import plain_table
 from deploykit.report.profile_records import ProfileReport
 from deploykit.report.profile_wording import seconds_text
 from deploykit.report.what_if_records import (
@@ -50,7 +50,15 @@ def what_if_parts(report: ProfileReport, *, all_layers: bool = False) -> list[Re
 
 
 def _networks(record: WhatIfRecord) -> list[RenderableType]:
-    table = _table("network", "time / original", "95 % interval", "parameters", "MACs", "form")
+    table = plain_table(
+        "network",
+        "time / original",
+        "95 % interval",
+        "parameters",
+        "MACs",
+        "form",
+        texts=LEFT_ALIGNED,
+    )
     for row in record.predictions:
         before, after = row.parameters
         macs = "?" if row.macs is None else f"{100 * row.macs[1] / max(row.macs[0], 1):.1f} %"
@@ -74,7 +82,7 @@ def _networks(record: WhatIfRecord) -> list[RenderableType]:
 
 
 def _allocation(record: AllocationRecord) -> list[RenderableType]:
-    table = _table("channels of", "there are", "uniform", "allocated")
+    table = plain_table("channels of", "there are", "uniform", "allocated", texts=LEFT_ALIGNED)
     for row in record.groups:
         names = ", ".join(row.weights[:MOST_NAMES])
         more = len(row.weights) - MOST_NAMES
@@ -110,8 +118,18 @@ def _roofline(record: RooflineRecord, *, all_layers: bool) -> list[RenderableTyp
     if not all_layers and len(rows) > SHOWN:
         most = sorted(rows, key=lambda row: -row.seconds)[:SHOWN]
         rows = [row for row in rows if row in most]
-    table = _table(
-        "layer", "op", "MACs", "MB", "MAC/byte", "time", "attainable", "reached", "limit", "why"
+    table = plain_table(
+        "layer",
+        "op",
+        "MACs",
+        "MB",
+        "MAC/byte",
+        "time",
+        "attainable",
+        "reached",
+        "limit",
+        "why",
+        texts=LEFT_ALIGNED,
     )
     for row in rows:
         table.add_row(
@@ -143,7 +161,9 @@ def _roofline(record: RooflineRecord, *, all_layers: bool) -> list[RenderableTyp
 
 
 def _sweep(record: SweepRecord) -> list[RenderableType]:
-    table = _table(record.what, "p50", "p95", "items/s", "speed-up", "efficiency")
+    table = plain_table(
+        record.what, "p50", "p95", "items/s", "speed-up", "efficiency", texts=LEFT_ALIGNED
+    )
     for row in record.rows:
         table.add_row(
             str(row.setting),
@@ -155,16 +175,3 @@ def _sweep(record: SweepRecord) -> list[RenderableType]:
         )
     clocks = " and ".join(dict.fromkeys(row.clock for row in record.rows))
     return [table, Text(record.said, "bold"), Text(f"by {clocks} time", "dim")]
-
-
-def _table(*headers: str) -> Table:
-    table = Table(box=None, pad_edge=False, header_style="dim")
-    for index, header in enumerate(headers):
-        is_text = header in LEFT_ALIGNED
-        table.add_column(
-            escape(header),
-            justify="left" if is_text else "right",
-            overflow="fold",
-            no_wrap=index > 0 and not is_text,
-        )
-    return table

@@ -21,12 +21,9 @@ PIPE_WIDTH = 160
 
 def print_sweep(result: SweepResult, *, console: Console | None = None) -> None:
     """Print all rows, and what was done for them."""
-    from rich.console import Console
+    from deploykit.report.console_text import result_console
 
-    if console is None:
-        console = Console()
-        if not console.is_terminal:
-            console = Console(width=PIPE_WIDTH)
+    console = result_console(console, pipe_width=PIPE_WIDTH)
     console.print(_table(result))
     cells = len(result.sweep.cells)
     said = [f"{cells} cells", f"{result.reused} done before"]
