@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from deploykit.atomic import write_whole
 from deploykit.errors import UsageError
 
 if TYPE_CHECKING:
@@ -73,15 +73,11 @@ def write(counts: ChannelCounts, path: Path) -> None:
     Raises:
         UsageError: nothing can be written there.
     """
-    part = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        part.write_text(counts.to_json(), encoding="utf-8")
-        part.replace(path)
+        write_whole(path, counts.to_json().encode())
     except OSError as error:
         msg = f"cannot write the counts '{path}': {error.strerror}. Choose another place."
         raise UsageError(msg) from error
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def read(path: Path) -> ChannelCounts:

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from deploykit import registry
+from deploykit.atomic import write_whole
 from deploykit.errors import UsageError
 
 if TYPE_CHECKING:
@@ -193,15 +193,11 @@ def write(saved: SavedPlan, path: Path) -> None:
     Raises:
         UsageError: nothing can be written there.
     """
-    part = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        part.write_text(to_json(saved), encoding="utf-8")
-        part.replace(path)
+        write_whole(path, to_json(saved).encode())
     except OSError as error:
         msg = f"cannot write the plan '{path}': {error.strerror}. Choose another place."
         raise UsageError(msg) from error
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def read(path: Path) -> SavedPlan:

@@ -147,21 +147,25 @@ def check_destination(out: Path | None, sources: tuple[Path, ...]) -> None:
         raise UsageError(msg)
 
 
-def write_result(out: Path, text: str) -> None:
-    """Write a document to a file in one step, so that no half of it is ever there.
+def write_result(out: Path, text: str, what: str = "result") -> None:
+    """Write a document to a file, whole or not at all.
+
+    Args:
+        out: the file.
+        text: all of it.
+        what: what to call it.
 
     Raises:
         UsageError: it cannot be written.
     """
-    partial = out.with_name(f".{out.name}.part")
+    from deploykit.atomic import write_whole
+
     try:
-        partial.write_text(text, encoding="utf-8")
-        partial.replace(out)
+        write_whole(out, text.encode())
     except OSError as error:
-        partial.unlink(missing_ok=True)
-        msg = f"cannot write the result to '{out}': {error.strerror}. Choose another place."
+        msg = f"cannot write the {what} to '{out}': {error.strerror}. Choose another place."
         raise UsageError(msg) from error
-    click.echo(f"result: {out}", err=True)
+    click.echo(f"{what}: {out}", err=True)
 
 
 def show_result(

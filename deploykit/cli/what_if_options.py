@@ -167,14 +167,7 @@ def write_page(report: ProfileReport, path: Path) -> None:
     Raises:
         UsageError: nothing can be written there.
     """
+    from deploykit.cli.profile_options import write_result
     from deploykit.report.what_if_page import render_page
 
-    partial = path.with_name(f".{path.name}.part")
-    try:
-        partial.write_text(render_page(report), encoding="utf-8")
-        partial.replace(path)
-    except OSError as error:
-        partial.unlink(missing_ok=True)
-        msg = f"cannot write the page '{path}': {error.strerror}. Choose another place."
-        raise UsageError(msg) from error
-    click.echo(f"page: {path}", err=True)
+    write_result(path, render_page(report), "page")
