@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from deploykit.recipe import Recipe
 
 __all__ = [
+    "LOGGERS",
     "check_dump_dir",
     "check_save_plan",
     "check_shapes",
@@ -29,6 +30,9 @@ __all__ = [
     "read_recipe",
     "set_verbosity",
 ]
+
+LOGGERS = ("deploykit", "passes")
+"""Those of ours; what libraries log is for who calls them."""
 
 LOG_SUFFIXES = (".log", ".txt")
 """Files that are there already are only added to if their names end so: they might be models."""
@@ -161,7 +165,7 @@ def set_verbosity(ctx: click.Context, verbose: int, quiet: int, log_file: Path |
             msg = f"cannot write the log file '{log_file}': {error.strerror}."
             raise UsageError(msg) from error
         ctx.call_on_close(handlers[-1].close)
-    for name in ("deploykit", "passes"):
+    for name in LOGGERS:
         logger = logging.getLogger(name)
         logger.setLevel(logging.DEBUG)
         logger.handlers[:] = handlers

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from pathlib import Path
 
 import click
 
 from deploykit.cli.narration import Narration, closing_line
-from deploykit.cli.options import command_line, output_options, set_verbosity
+from deploykit.cli.options import LOGGERS, command_line, output_options, set_verbosity
 
 __all__ = ["command"]
 
@@ -107,13 +106,11 @@ def command(
     from deploykit.errors import UsageError
     from deploykit.step import runner
     from deploykit.step.pages import Pages
-    from deploykit.step.secrets import Secrets, Veil
+    from deploykit.step.secrets import Secrets, veil_logs
 
     secrets = Secrets()
     ctx.find_root().obj["redact"] = secrets.redact
-    for name in ("deploykit", "passes"):
-        for handler in logging.getLogger(name).handlers:
-            handler.addFilter(Veil(secrets))
+    veil_logs(secrets, LOGGERS)
     if no_cache and (cache is not None or cache_limit is not None):
         msg = "--no-cache keeps nothing, so that there is no cache to speak of: leave the other option out."
         raise UsageError(msg)

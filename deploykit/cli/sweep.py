@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import logging
 import time
 from pathlib import Path
 
 import click
 
 from deploykit.cli.narration import Narration, closing_line
-from deploykit.cli.options import command_line, output_options, set_verbosity
+from deploykit.cli.options import LOGGERS, command_line, output_options, set_verbosity
 from deploykit.errors import UsageError
 
 __all__ = ["command"]
@@ -69,15 +68,13 @@ def command(
     began = time.monotonic()
 
     from deploykit.cli.printable import printable, printable_json
-    from deploykit.step.secrets import Secrets, Veil
+    from deploykit.step.secrets import Secrets, veil_logs
     from deploykit.sweep import runner
     from deploykit.sweep.cluster import LOCAL
 
     secrets = Secrets()
     ctx.find_root().obj["redact"] = secrets.redact
-    for name in ("deploykit", "passes"):
-        for handler in logging.getLogger(name).handlers:
-            handler.addFilter(Veil(secrets))
+    veil_logs(secrets, LOGGERS)
     with Narration(verbosity) as progress:
         result = runner.sweep(
             sweep,

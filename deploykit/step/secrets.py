@@ -19,7 +19,7 @@ import os
 import re
 import sys
 import urllib.parse
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import PurePath
 from typing import Any, TextIO, TypeVar, cast
 
@@ -139,6 +139,18 @@ class Veil(logging.Filter):
         if record.exc_text:
             record.exc_text = self._secrets.redact(record.exc_text)
         return True
+
+
+def veil_logs(secrets: Secrets, names: Sequence[str]) -> None:
+    """Let no secret into what these loggers write.
+
+    Args:
+        secrets: what must not be told.
+        names: of the loggers, with the handlers that they have by now.
+    """
+    for name in names:
+        for handler in logging.getLogger(name).handlers:
+            handler.addFilter(Veil(secrets))
 
 
 class _Stream:
