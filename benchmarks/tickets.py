@@ -10,11 +10,11 @@ weights of an early epoch. Every density's mask, and what each structure makes o
 * refill, refill+: whole channels, all that are tied together at once;
 * regroup-element, regroup-channel: dense blocks of single columns, or of whole input channels.
 
-Once all seeds of these are there, those stand beside them that are less than half a point below the dense network on average, and
-the targets (refill at 0.5, regroup at 0.3): the same masks on newly drawn weights, trained from the beginning ("-reinit"), and
-random masks of the same structure ("-random": the mask and the weights it is scored by, shuffled within each layer). Verdicts come
-from `deploykit.finder.verdict`: a ticket matches dense if a one-sided test over the seeds rejects that it is 0.3 points below or
-worse, and wins if it beats re-initialisation as well. "Extreme" is the sparsest network with a verdict, counted as it is: by its weights left.
+Verdicts come from `deploykit.finder.verdict`: a ticket matches dense if a one-sided test over the seeds rejects that it is 0.3
+points below or worse, and wins if it beats re-initialisation as well. So once all seeds of these are there, those that match, and
+the targets (refill at 0.5, regroup at 0.3), have their masks trained on newly drawn weights from the beginning ("-reinit"). The
+targets and the sparsest that match have random masks of their structure beside them ("-random": the mask and the weights it is
+scored by, shuffled within each layer). "Extreme" is the sparsest network with a verdict, counted as it is: by its weights left.
 
 The time is that of the first seed's tickets: exported, optimized as a user would, and timed against the export that was not,
 in ONNX Runtime, one thread, batch 1. `share of FLOPs` is the time saved over the multiply-adds saved.
@@ -76,12 +76,8 @@ STRUCTURES: dict[str, Structure | None] = {
 SHUFFLED = ("imp", "refill", "regroup-channel")
 """What a random mask is made of as well."""
 
-HOPEFUL = 0.005
-"""New weights and random masks are tried where a ticket is less than that below the dense network, on average over the seeds:
-elsewhere the verdict is no without them."""
-
-ALWAYS = {("refill", 0.5), ("regroup-element", 0.3), ("regroup-channel", 0.3)}
-"""They are tried there in any case: the targets."""
+TARGETS = {("refill", 0.5), ("regroup-element", 0.3), ("regroup-channel", 0.3)}
+"""New weights and random masks are tried there whether a ticket matches the dense network or not."""
 
 VALIDATION = 500
 """Examples that are looked at after every epoch; nothing depends on them."""
@@ -157,15 +153,16 @@ class Bench:
         """Train what tickets are held against.
 
         Args:
-            wanted: the tickets, by arm and density.
+            wanted: as `second_stage` names them.
         """
         dense, start = self.dense()
         again = self.trainer.initial(self.seed + NEW_WEIGHTS)
-        for arm, density in wanted:
+        for label, density in wanted:
+            arm, way = label.rsplit("-", 1)
             number = DENSITIES.index(density) + 1
-            masks = self.load(arm, density).masks
-            self.train(f"{arm}-reinit", density, number, again, masks, first=0)
-            if arm not in SHUFFLED:
+            if way == "reinit":
+                masks = self.load(arm, density).masks
+                self.train(label, density, number, again, masks, first=0)
                 continue
             before = self.load("imp", DENSITIES[number - 2]) if number > 1 else dense
             mask, weights = shuffle_masks(
@@ -173,8 +170,8 @@ class Bench:
             )
             structure = STRUCTURES[arm]
             if structure is not None:
-                mask = self.structured(f"{arm}-random", density, structure, mask, weights)
-            self.train(f"{arm}-random", density, number, start, mask)
+                mask = self.structured(label, density, structure, mask, weights)
+            self.train(label, density, number, start, mask)
 
     def load(self, arm: str, density: float) -> Ticket:
         """A ticket that was trained."""
@@ -354,20 +351,31 @@ def first_stage() -> Iterator[tuple[str, float]]:
 
 
 def second_stage(rows: Sequence[Row], case: str) -> list[tuple[str, float]]:
-    """What is worth new weights and random masks; nothing before all seeds of the first stage are there."""
+    """New weights and random masks that a verdict takes, by arm and density; none before the first stage is whole."""
     found: dict[tuple[str, float], list[float]] = {}
     for row in rows:
         if row["case"] == case:
             found.setdefault((row["arm"], row["density"]), []).append(row["accuracy"])
     if any(len(found.get(each, ())) < len(SEEDS) for each in first_stage()):
         return []
-    least = float(np.mean(found["dense", 1.0])) - HOPEFUL
-    return [
+    dense = found["dense", 1.0]
+    matching = {
         (arm, density)
-        for density in DENSITIES
         for arm in STRUCTURES
-        if (arm, density) in ALWAYS or float(np.mean(found[arm, density])) > least
+        for density in DENSITIES
+        if judge(dense, found[arm, density]).matches_dense.proven
+    }
+    sparsest = {
+        (arm, min(density for each, density in matching if each == arm))
+        for arm in {arm for arm, _ in matching}
+    }
+    again = [(f"{arm}-reinit", density) for arm, density in sorted(matching | TARGETS)]
+    shuffled = [
+        (f"{arm}-random", density)
+        for arm, density in sorted(sparsest | TARGETS)
+        if arm in SHUFFLED
     ]
+    return [*again, *shuffled]
 
 
 def judged(rows: Sequence[Row], case: str, arm: str, density: float) -> Verdict | None:
@@ -532,14 +540,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     there = {key(row) for row in rows}
     missing = 0
     for case in CASES:
-        reinit = second_stage(rows, case)
-        again = [(f"{arm}-reinit", density) for arm, density in reinit]
-        again += [(f"{arm}-random", density) for arm, density in reinit if arm in SHUFFLED]
-        wanted_rows = [*first_stage(), *again]
+        beside = second_stage(rows, case)
+        wanted_rows = [*first_stage(), *beside]
         missing += sum(
             (case, seed, *each) not in there for each in wanted_rows for seed in SEEDS
         )
-        missing += not reinit
+        missing += not beside
     table = tables(rows, times)
     print(table)
     if rows:
