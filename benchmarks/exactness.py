@@ -244,19 +244,11 @@ def unexplained(model: onnx.ModelProto, reports: Iterable[passes.PassReport]) ->
         for skip in report.skips:
             name, count = _skipped(skip.subject)
             said[name] = said.get(name, 0) + count
-    weights = Weights(model)
     left = []
-    for node in model.graph.node:
-        found = masks.row_axis(node, weights)
-        if found is None:
-            continue
-        index, axis, _ = found
-        name = node.input[index]
-        weight = np.moveaxis(weights[name], axis, 0)
-        zeros = int((weight.reshape(len(weight), -1) == 0).all(axis=1).sum())
+    for node, name, zeros, rows in masks.zero_rows(model):
         accounted = max(said.get(key, 0) for key in (name, node.name, *node.output))
         if zeros > accounted:
-            left.append(f"{name} ({zeros} of {len(weight)}, {accounted} accounted for)")
+            left.append(f"{name} ({zeros} of {rows}, {accounted} accounted for)")
     return left
 
 

@@ -11,20 +11,39 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 
 from benchmarks.calibrate import Weights
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     import onnx
 
     from benchmarks.reference import Array
 
-__all__ = ["Kind", "row_axis", "zero"]
+__all__ = ["Kind", "ZeroRows", "row_axis", "zero", "zero_rows"]
 
 Kind: TypeAlias = Literal["rows", "coupled", "blocks"]
+
+
+class ZeroRows(NamedTuple):
+    """How much of a weight is rows of zeros.
+
+    Attributes:
+        node: that reads it.
+        weight: its name.
+        zeros: rows of zeros.
+        rows: all rows.
+    """
+
+    node: onnx.NodeProto
+    weight: str
+    zeros: int
+    rows: int
+
 
 SMALLEST = 16
 """Outputs and inputs that a layer has at least for blocks to be made of it."""
@@ -129,6 +148,23 @@ def row_axis(node: onnx.NodeProto, weights: Weights) -> tuple[int, int, int] | N
             if weights.is_floating(name) and len(weights.tensors[name].dims) == 2:
                 return index, axis, 1
     return None
+
+
+def zero_rows(model: onnx.ModelProto) -> Iterator[ZeroRows]:
+    """Count the rows of zeros in every weight that `row_axis` knows.
+
+    Args:
+        model: the model.
+    """
+    weights = Weights(model)
+    for node in model.graph.node:
+        found = row_axis(node, weights)
+        if found is not None:
+            index, axis, _ = found
+            name = node.input[index]
+            weight = np.moveaxis(weights[name], axis, 0)
+            zeros = int((weight.reshape(len(weight), -1) == 0).all(axis=1).sum())
+            yield ZeroRows(node, name, zeros, len(weight))
 
 
 def _drop(width: int, fraction: float, seed: tuple[int, ...], keep: int = 1) -> Array:

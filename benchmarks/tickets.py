@@ -17,7 +17,8 @@ targets and the sparsest that match have random masks of their structure beside 
 scored by, shuffled within each layer). "Extreme" is the sparsest network with a verdict, counted as it is: by its weights left.
 
 The time is that of the first seed's tickets: exported, optimized as a user would, and timed against the export that was not,
-in ONNX Runtime, one thread, batch 1. `share of FLOPs` is the time saved over the multiply-adds saved.
+in ONNX Runtime, one thread, batch 1. `share of FLOPs` is the time saved over the multiply-adds saved, `zero channels left` counts
+the rows of zeros in the weights of what came of it.
 
 Every trained network is a row of a state file, and every mask a file beside it; started again, it does what is missing, and
 `--case` and `--seeds` let several run side by side. Data: see `deploykit.finder.tasks`. Exit code 3 if rows are missing.
@@ -289,8 +290,10 @@ class Bench:
 
 def time_saved(name: str, seed: int, arm: str, density: float, folder: Path) -> Row:
     """Optimize a ticket as a user would, and time it against its export."""
+    import onnx
     import onnx_ir as ir
 
+    from benchmarks.masks import zero_rows
     from deploykit.export import export
     from deploykit.pipeline import Request, optimize
     from deploykit.recipe import Recipe
@@ -302,9 +305,10 @@ def time_saved(name: str, seed: int, arm: str, density: float, folder: Path) -> 
     with tempfile.TemporaryDirectory() as scratch:
         source = Path(scratch) / "model.onnx"
         ir.save(export(model, trainer.task.example_inputs()), source)
-        report = optimize(
-            Request(source, Recipe(), "benchmarks.tickets"), Path(scratch) / "out"
-        )
+        out = Path(scratch) / "out"
+        report = optimize(Request(source, Recipe(), "benchmarks.tickets"), out)
+        zeros = [each.zeros for each in zero_rows(onnx.load(out / "model.onnx"))]
+        chosen = [each.name for each in report.candidates if each.chosen]
     ratio = report.profile.ratio.median if report.profile is not None else 1.0
     ci95 = list(report.profile.ratio.ci95) if report.profile is not None else [1.0, 1.0]
     macs, parameters = report.size.macs, report.size.parameters
@@ -319,9 +323,8 @@ def time_saved(name: str, seed: int, arm: str, density: float, folder: Path) -> 
         "ci95": [round(end, 4) for end in ci95],
         "macs": round((macs.after or 0) / (macs.before or 1), 4),
         "parameters": round((parameters.after or 0) / (parameters.before or 1), 4),
-        "zero_channels": sum(
-            layer.zero_outputs for layer in report.layers if layer.shape_after
-        ),
+        "chosen": chosen[0] if chosen else "original",
+        "zero_channels_left": sum(zeros),
     }
 
 
@@ -410,7 +413,7 @@ def tables(rows: Sequence[Row], times: Sequence[Row]) -> str:
         parts.append(f"\n## {case}\n\ndense: {told(dense)}, {len(dense)} seeds\n")
         parts.append(
             "| ticket | mask's density | weights left | accuracy | less dense, points | p | re-initialised | p | random mask | "
-            "verdict | time | 95 % | share of FLOPs |\n|" + "---|" * 13
+            "verdict | time | 95 % | share of FLOPs | zero channels left |\n|" + "---|" * 14
         )
         for arm in STRUCTURES:
             for density in DENSITIES:
@@ -452,6 +455,7 @@ def line(
         f"{time_row['ratio']:.3f}" if time_row else "",
         f"{time_row['ci95'][0]:.3f} to {time_row['ci95'][1]:.3f}" if time_row else "",
         share_of_flops(time_row),
+        str(time_row["zero_channels_left"]) if time_row else "",
     ]
     return "| " + " | ".join(cells) + " |"
 
