@@ -18,7 +18,7 @@ intervals. Beside that stand
 - the multiply-adds saved, and those with weights outside of blocks, which is all that blocks alone can save;
 - an equally fast dense network: equally narrow everywhere, at the width where it takes the time that the optimized one takes.
   It is what one would get by training a smaller network in the first place;
-- torch-pruning at the same channel-wise sparsity, as it comes and with `round_to`.
+- torch-pruning at the same channel-wise sparsity, as it comes and with `round_to`, for one picture at a time.
 
 A row fails if its outputs differ, or if it is one of the targets and the printed figure is not beaten: group-wise, ResNet-18 at
 78 % and VGG-16 at 80 %; channel-wise, ResNet-50 at 74 %, against the figure of the group-wise one. `--layers`: see `planted.py`.
@@ -319,7 +319,7 @@ def _networks(options: argparse.Namespace) -> Iterator[tuple[str, Key, Make]]:
                 return run_peer(case, batch, options)
 
             yield case.label, ("network", case.label, str(batch), options.form), make
-            if options.peers is not None and case.structure == "channel-wise":
+            if options.peers is not None and case.structure == "channel-wise" and batch == 1:
                 yield case.label, ("peer", case.label, str(batch)), make_peer
     for ticket in find_tickets(options.tickets) if options.tickets is not None else ():
 
