@@ -147,7 +147,12 @@ class Device:
 
     def left(self):
         """What lies or runs there that did not before."""
-        files = [str(each.relative_to(self.cache)) for each in self.cache.rglob("*")]
+        # Not rglob: the device may be removing what is walked through.
+        files = [
+            str((Path(at) / name).relative_to(self.cache))
+            for at, folders, names in os.walk(self.cache)
+            for name in (*folders, *names)
+        ]
         mine = os.fsencode(str(self.folder / "cache"))
         running = [command for _, _, command in processes() if mine in command]
         return files + [str(command) for command in running]
