@@ -363,18 +363,14 @@ def first_stage() -> Iterator[tuple[str, float]]:
 
 def second_stage(rows: Sequence[Row], case: str) -> list[tuple[str, float]]:
     """New weights and random masks that a verdict takes, by arm and density; none before the first stage is whole."""
-    found: dict[tuple[str, float], list[float]] = {}
-    for row in rows:
-        if row["case"] == case:
-            found.setdefault((row["arm"], row["density"]), []).append(row["accuracy"])
-    if any(len(found.get(each, ())) < len(SEEDS) for each in first_stage()):
+    there = {key(row) for row in rows}
+    if any((case, seed, *each) not in there for each in first_stage() for seed in SEEDS):
         return []
-    dense = found["dense", 1.0]
     matching = {
         (arm, density)
         for arm in STRUCTURES
         for density in DENSITIES
-        if judge(dense, found[arm, density]).matches_dense.proven
+        if (found := judged(rows, case, arm, density)) and found.matches_dense.proven
     }
     sparsest = {
         (arm, min(density for each, density in matching if each == arm))
@@ -445,6 +441,7 @@ def line(
         return told(metrics) if metrics else ""
 
     time_row = timed.get((case, SEEDS[0], arm, density))
+    share = share_of_flops(time_row)
     cells = [
         arm,
         f"{density:g}",
@@ -458,17 +455,17 @@ def line(
         verdict_word(found),
         f"{time_row['ratio']:.3f}" if time_row else "",
         f"{time_row['ci95'][0]:.3f} to {time_row['ci95'][1]:.3f}" if time_row else "",
-        share_of_flops(time_row),
+        "" if share is None else f"{share:.2f}",
         str(time_row["zero_channels_left"]) if time_row else "",
     ]
     return "| " + " | ".join(cells) + " |"
 
 
-def share_of_flops(row: Row | None) -> str:
-    """Time saved over multiply-adds saved, where some were."""
+def share_of_flops(row: Row | None) -> float | None:
+    """Time saved over multiply-adds saved; None where none were."""
     if row is None or row["macs"] > 0.98:
-        return ""
-    return f"{(1 - row['ratio']) / (1 - row['macs']):.2f}"
+        return None
+    return float((1 - row["ratio"]) / (1 - row["macs"]))
 
 
 def verdict_word(found: Verdict | None) -> str:
@@ -527,9 +524,13 @@ def targets(rows: Sequence[Row], times: Sequence[Row]) -> list[tuple[str, bool]]
                 found.append((text, match.proven))
     for row in times:
         share = share_of_flops(row)
-        if row["case"] in WIDE and (row["arm"], row["density"]) in TARGETS and share:
-            text = f"{row['case']}, {row['arm']} at {row['density']:g}: {share} of the multiply-adds saved are time"
-            found.append((text, float(share) >= SHARE))
+        if (
+            row["case"] in WIDE
+            and (row["arm"], row["density"]) in TARGETS
+            and share is not None
+        ):
+            text = f"{row['case']}, {row['arm']} at {row['density']:g}: {share:.2f} of the multiply-adds saved are time"
+            found.append((text, share >= SHARE))
     return found
 
 

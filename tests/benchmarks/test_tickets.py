@@ -93,6 +93,12 @@ def test_targets_are_met_or_missed():
     assert found[4][0].endswith("0.83 of the multiply-adds saved are time")
 
 
+def test_no_target_is_met_by_rounding():
+    row = time_row("refill", 0.5, ratio=0.577, macs=0.5)
+    assert tickets.share_of_flops(row) == pytest.approx(0.846)
+    assert [met for _, met in tickets.targets([], [row])] == [False]
+
+
 def test_the_exit_code_says_what_is_missing_and_what_is_missed(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(results, "FOLDER", tmp_path / "results")
     monkeypatch.setattr(tickets, "CASES", {CASE: tickets.CASES[CASE]})
