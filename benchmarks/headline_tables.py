@@ -10,7 +10,7 @@ from benchmarks.paper import CASES
 from benchmarks.saving import percent
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Collection, Mapping, Sequence
     from pathlib import Path
 
 __all__ = ["layers_table", "plot", "table"]
@@ -35,6 +35,11 @@ ABOUT = (
     "with 95 % intervals. FLOPs saved: multiply-adds that the result does without. By zeros: multiply-adds with weights that are "
     "zero, all that blocks alone can save; channels that no block reads save more. Its time: of the equally fast dense network, over that of "
     "the optimized one. Weights are drawn, not trained: see `blocks.py`. Accuracy is not what this is about."
+)
+PEERS = (
+    "- torch-pruning takes the same share of the channels of every layer, and rounds what is left down; the zeros of the "
+    "channel-wise rows are at the nearest multiple. With the same share of the weights gone its first layers, which have few of "
+    "them and many of the FLOPs, are in some networks a multiple narrower, and it saves more."
 )
 PAPER = (
     "- The paper's figures: RTX 2080 Ti, batch 64, cuDNN without workspace and not warmed up, convolutions alone, each on an "
@@ -96,7 +101,7 @@ def table(rows: Sequence[Row]) -> str:
     if tickets:
         parts.append("\nReal tickets, at batch 1, against their own export with all zeros:\n")
         parts.append(_markdown(TICKETS, tickets))
-    return "\n".join([*parts, "", *_notes(networks)])
+    return "\n".join([*parts, "", *_notes(networks, peers.values())])
 
 
 def _cells(row: Row, peer: Row) -> list[str]:
@@ -123,9 +128,11 @@ def _cells(row: Row, peer: Row) -> list[str]:
     ]
 
 
-def _notes(networks: Sequence[Row]) -> list[str]:
+def _notes(networks: Sequence[Row], peers: Collection[Row]) -> list[str]:
     """What has to be said beside the table."""
     lines = [ABOUT, PAPER]
+    if peers:
+        lines.append(PEERS)
     if any(row["label"].endswith("/fan-in") for row in networks):
         lines.append(FAN_IN)
     lines += [
@@ -175,13 +182,17 @@ def layers_table(rows: Sequence[Row]) -> str:
 
 
 def plot(rows: Sequence[Row], path: Path) -> None:
-    """Bars of the time saved, and marks where the FLOPs and the paper's figures are."""
+    """Bars of the time saved, and marks where the FLOPs, torch-pruning and the paper's figures are."""
     import matplotlib as mpl
     from matplotlib import pyplot as plt
 
     shown = [row for row in rows if row["kind"] == "network" and "saved" in row]
     labels = list(dict.fromkeys(row["label"] for row in shown))
     batches = sorted({row["batch"] for row in shown})
+    bars = {(row["label"], row["batch"]) for row in shown}
+    peers = [
+        row for row in rows if row["kind"] == "peer" and (row["label"], row["batch"]) in bars
+    ]
     printed = [
         (saved, index)
         for index, label in enumerate(labels)
@@ -191,9 +202,17 @@ def plot(rows: Sequence[Row], path: Path) -> None:
     with mpl.rc_context({"svg.hashsalt": "headline", "font.size": 8}):
         figure, axes = plt.subplots(figsize=(8, 0.8 + 0.36 * len(labels)), layout="constrained")
         height = 0.8 / max(len(batches), 1)
+
+        def at_bars(some: Sequence[Row]) -> list[float]:
+            places = [batches.index(row["batch"]) + 0.5 for row in some]
+            return [
+                labels.index(row["label"]) - 0.4 + height * place
+                for row, place in zip(some, places, strict=True)
+            ]
+
         for place, batch in enumerate(batches):
             mine = [row for row in shown if row["batch"] == batch]
-            at = [labels.index(row["label"]) - 0.4 + height * (place + 0.5) for row in mine]
+            at = at_bars(mine)
             saved = 100 * np.array([row["saved"] for row in mine])
             away = [saved[:, 0] - saved[:, 1], saved[:, 2] - saved[:, 0]]
             axes.barh(
@@ -214,6 +233,18 @@ def plot(rows: Sequence[Row], path: Path) -> None:
                 s=30,
                 label=None if place else "FLOPs saved",
             )
+        if peers:
+            axes.scatter(
+                [100 * row["rounded"]["saved"][0] for row in peers],
+                at_bars(peers),
+                marker="o",
+                s=12,
+                facecolor="white",
+                edgecolor="#4e9a06",
+                linewidths=1,
+                zorder=3,
+                label="torch-pruning, with round_to",
+            )
         if printed:
             axes.scatter(
                 [figure for figure, _ in printed],
@@ -229,8 +260,8 @@ def plot(rows: Sequence[Row], path: Path) -> None:
         axes.set_yticks(
             range(len(labels)), [name if "%" in name else f"{name} %" for name in names]
         )
-        axes.invert_yaxis()
+        axes.set_ylim(len(labels) - 0.4, -0.6)
         axes.set_xlabel("time saved against the dense network, %")
-        figure.legend(loc="outside upper center", ncols=4)
+        figure.legend(loc="outside upper center", ncols=5)
         figure.savefig(path, metadata={"Date": None})
         plt.close(figure)

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from benchmarks import headline
+from benchmarks import headline, headline_tables
 from benchmarks.paper import CASES
 
 LABEL = "resnet18-cifar/group-wise/78"
@@ -93,4 +93,20 @@ def test_the_picture_is_drawn_and_the_same_again(run, tmp_path):
     run([0.7, 0.69, 0.71], "--plot", str(tmp_path / "other.svg"))
     drawn = (tmp_path / "one.svg").read_bytes()
     assert drawn == (tmp_path / "other.svg").read_bytes()
-    assert b"resnet18-cifar" in drawn or len(drawn) > 10_000
+    assert b"<!-- resnet18-cifar  group-wise  78 % -->" in drawn
+    assert b"torch-pruning" not in drawn
+
+
+def test_torch_pruning_stands_beside_its_network(tmp_path):
+    case = next(case for case in CASES if case.structure == "channel-wise")
+    network = {"key": ["network"], **row_of([0.5, 0.49, 0.51])(case, 1, None)}
+    rounded = {"saved": [0.47, 0.46, 0.48]}
+    peer = {"kind": "peer", "label": case.label, "batch": 1, "default": {}, "rounded": rounded}
+    text = headline_tables.table([network, peer])
+    assert text.count("47.0 [46.0, 48.0]") == 1
+    assert "rounds what is left down" in text
+    assert "torch-pruning takes" not in headline_tables.table([network])
+    # a network that is not there, or not at this batch, has no bar to stand on
+    headline_tables.plot([network, peer, {**peer, "batch": 8}], tmp_path / "picture.svg")
+    drawn = (tmp_path / "picture.svg").read_text()
+    assert "<!-- torch-pruning, with round_to -->" in drawn
