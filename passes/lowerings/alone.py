@@ -12,7 +12,7 @@ import onnx_ir as ir
 
 from passes import weights
 from passes.lowerings import DENSE, find_lowering, fitting
-from passes.lowerings.tape import Tape, is_run
+from passes.lowerings.tape import Tape, has_long_runs, is_run
 
 if TYPE_CHECKING:
     from passes.analysis.compact import Array
@@ -50,7 +50,10 @@ class Case:
         task = self.task
         attributes = sorted(str(each) for each in task.layer.node.attributes.values())
         parts = sorted(
-            (part.rows.size, part.columns.size, is_run(part.rows), is_run(part.columns))
+            (
+                *(part.rows.size, is_run(part.rows)),
+                *(part.columns.size, is_run(part.columns), has_long_runs(part.columns)),
+            )
             for part in task.parts
         )
         text = repr(

@@ -13,9 +13,13 @@ from passes import weights
 if TYPE_CHECKING:
     from passes.analysis.compact import Array
 
-__all__ = ["Tape", "is_run"]
+__all__ = ["Tape", "has_long_runs", "is_run"]
 
 FIRST_WITH_SLICE_INPUTS = 10
+
+LONG_RUN = 16
+"""Elements of the last axis that a Slice has to take for a Concat of Slices to pay, on average: along that axis ONNX Runtime's Gather
+copies one element at a time, its Slice a run at once. Along others Gather copies whole rows."""
 
 
 class Tape:
@@ -97,6 +101,8 @@ class Tape:
     def pick(self, value: ir.Value, axis: int, index: Array, size: int) -> ir.Value:
         """Take elements along an axis: nothing where that is all of them in order, else a Slice or a Gather.
 
+        A few long runs of the last axis are taken by a Slice each, and a Concat.
+
         Args:
             value: what is taken from.
             axis: from 0.
@@ -108,30 +114,48 @@ class Tape:
         key = (value, axis, np.asarray(index, dtype=np.int64).tobytes())
         if key in self._gathers:
             return self._gathers[key]
-        if is_run(index) and self.graph.opset_imports.get("", 0) >= FIRST_WITH_SLICE_INPUTS:
-            bounds = [
-                self.constant(hint, np.asarray([number], dtype=np.int64))
-                for hint, number in (
-                    ("from", int(index[0])),
-                    ("to", int(index[-1]) + 1),
-                    ("axis", axis),
-                )
-            ]
-            node = self.write(
-                "Slice", [value, *bounds], "part", like=value, sizes={axis: int(index.size)}
-            )
-        else:
-            places = self.constant("places", np.asarray(index, dtype=np.int64))
-            node = self.write(
-                "Gather",
-                [value, places],
-                "gathered",
+        is_last = value.shape is not None and axis == len(value.shape) - 1
+        if self.graph.opset_imports.get("", 0) < FIRST_WITH_SLICE_INPUTS:
+            taken = self._gather(value, axis, index)
+        elif is_run(index):
+            taken = self._slice(value, axis, index)
+        elif is_last and has_long_runs(index):
+            taken = self.write(
+                "Concat",
+                [self._slice(value, axis, run) for run in _runs(index)],
+                "parts",
                 attributes=[ir.AttrInt64("axis", axis)],
                 like=value,
                 sizes={axis: int(index.size)},
+            ).outputs[0]
+        else:
+            taken = self._gather(value, axis, index)
+        self._gathers[key] = taken
+        return taken
+
+    def _slice(self, value: ir.Value, axis: int, run: Array) -> ir.Value:
+        bounds = [
+            self.constant(hint, np.asarray([number], dtype=np.int64))
+            for hint, number in (
+                ("from", int(run[0])),
+                ("to", int(run[-1]) + 1),
+                ("axis", axis),
             )
-        self._gathers[key] = node.outputs[0]
-        return node.outputs[0]
+        ]
+        return self.write(
+            "Slice", [value, *bounds], "part", like=value, sizes={axis: int(run.size)}
+        ).outputs[0]
+
+    def _gather(self, value: ir.Value, axis: int, index: Array) -> ir.Value:
+        places = self.constant("places", np.asarray(index, dtype=np.int64))
+        return self.write(
+            "Gather",
+            [value, places],
+            "gathered",
+            attributes=[ir.AttrInt64("axis", axis)],
+            like=value,
+            sizes={axis: int(index.size)},
+        ).outputs[0]
 
     def _free(self, name: str) -> str:
         """A name that neither a value nor a node has."""
@@ -146,3 +170,13 @@ class Tape:
 def is_run(places: Array) -> bool:
     """Whether positions follow one another, so that a Slice can take them."""
     return bool((np.diff(places) == 1).all())
+
+
+def has_long_runs(places: Array) -> bool:
+    """Whether positions are in runs that are so long, on average, that a Slice for each is faster than a Gather of the last axis."""
+    return bool(places.size >= LONG_RUN * len(_runs(places)))
+
+
+def _runs(places: Array) -> list[Array]:
+    """Positions in pieces that follow one another."""
+    return np.split(places, np.flatnonzero(np.diff(places) != 1) + 1)

@@ -7,7 +7,7 @@ import math
 from typing import TYPE_CHECKING, Final
 
 from passes.lowerings import DENSE
-from passes.lowerings.tape import is_run
+from passes.lowerings.tape import has_long_runs, is_run
 
 if TYPE_CHECKING:
     from passes.lowerings.alone import Case
@@ -97,13 +97,16 @@ def _estimate_product(case: Case, name: str) -> float:
     macs = sum(part.area for part in task.parts)
     rows = task.layer.rows
     is_restored = task.restore(part.rows for part in task.parts) is not None
-    taken = sum(part.columns.size for part in task.parts if not is_run(part.columns))
+    scattered = [part.columns for part in task.parts if not is_run(part.columns)]
+    taken = sum(columns.size for columns in scattered)
     if name == "products-of-rows":
         # Turned twice; then whole rows are copied.
         moved = (task.layer.columns + 2 * rows + taken + rows * is_restored) * RUN
     else:
         moved = (sum(part.columns.size for part in task.parts) + rows) * RUN
-        moved += (taken + rows * is_restored) * case.target.gather_macs
+        sliced = sum(columns.size for columns in scattered if has_long_runs(columns))
+        moved += sliced * RUN
+        moved += (taken - sliced + rows * is_restored) * case.target.gather_macs
     return float((macs + moved) * places)
 
 

@@ -299,6 +299,32 @@ def given(*parts):
     )
 
 
+@pytest.mark.parametrize(
+    ("read", "expected"),
+    [
+        # From 0 to 24 and from 80 to 96: two long runs.
+        (np.r_[0:24, 80:96], {"Slice": 3, "Concat": 2, "Gather": 0}),
+        (np.arange(0, 80, 2), {"Slice": 1, "Concat": 1, "Gather": 1}),
+        # Long runs and a few elements apart, 13 in each on average.
+        (np.r_[0:37, 50, 60], {"Slice": 1, "Concat": 1, "Gather": 1}),
+    ],
+)
+def test_a_few_long_runs_of_the_last_axis_are_sliced(read, expected):
+    """There a Gather copies one element at a time."""
+    g = Graph(seed=4)
+    y = g.dense(g.input("x", (3, 96)), 64, bias=False)
+    mask = np.zeros((96, 64))
+    mask[40:80, :32] = 1
+    mask[read, 32:] = 1
+    g.constants[g.layers[-1].weight] *= mask
+    case = strategies.Case(g.model(y), {}, "", g)
+    model, report = lowered(case.proto, lowering="products")
+    assert len(report.changes) == 1
+    judge(case, model)
+    names = [node.op_type for node in model.graph]
+    assert {name: names.count(name) for name in expected} == expected
+
+
 def test_blocks_of_a_ticket_are_taken_where_they_hold_the_weight():
     proto, weight, _ = linear()
     halves = given((range(8), range(8)), (range(8, 16), range(8, 16)))
