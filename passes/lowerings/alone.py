@@ -51,7 +51,7 @@ class Case:
         attributes = sorted(str(each) for each in task.layer.node.attributes.values())
         parts = sorted(
             (
-                *(part.rows.size, is_run(part.rows)),
+                *(part.rows.size, is_run(part.rows), has_long_runs(part.rows)),
                 *(part.columns.size, is_run(part.columns), has_long_runs(part.columns)),
             )
             for part in task.parts

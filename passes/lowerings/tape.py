@@ -114,12 +114,11 @@ class Tape:
         key = (value, axis, np.asarray(index, dtype=np.int64).tobytes())
         if key in self._gathers:
             return self._gathers[key]
+        can_slice = self.graph.opset_imports.get("", 0) >= FIRST_WITH_SLICE_INPUTS
         is_last = value.shape is not None and axis == len(value.shape) - 1
-        if self.graph.opset_imports.get("", 0) < FIRST_WITH_SLICE_INPUTS:
-            taken = self._gather(value, axis, index)
-        elif is_run(index):
+        if can_slice and is_run(index):
             taken = self._slice(value, axis, index)
-        elif is_last and has_long_runs(index):
+        elif can_slice and is_last and has_long_runs(index):
             taken = self.write(
                 "Concat",
                 [self._slice(value, axis, run) for run in _runs(index)],

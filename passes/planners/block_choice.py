@@ -96,17 +96,19 @@ def _estimate_product(case: Case, name: str) -> float:
         return float(task.layer.array.size * places)
     macs = sum(part.area for part in task.parts)
     rows = task.layer.rows
-    is_restored = task.restore(part.rows for part in task.parts) is not None
-    scattered = [part.columns for part in task.parts if not is_run(part.columns)]
-    taken = sum(columns.size for columns in scattered)
+    picked = [part.columns for part in task.parts if not is_run(part.columns)]
+    restored = task.restore(part.rows for part in task.parts)
+    if restored is not None:
+        picked.append(restored)
     if name == "products-of-rows":
         # Turned twice; then whole rows are copied.
-        moved = (task.layer.columns + 2 * rows + taken + rows * is_restored) * RUN
+        moved = (task.layer.columns + 2 * rows + sum(each.size for each in picked)) * RUN
     else:
         moved = (sum(part.columns.size for part in task.parts) + rows) * RUN
-        sliced = sum(columns.size for columns in scattered if has_long_runs(columns))
-        moved += sliced * RUN
-        moved += (taken - sliced + rows * is_restored) * case.target.gather_macs
+        moved += sum(
+            each.size * (RUN if has_long_runs(each) else case.target.gather_macs)
+            for each in picked
+        )
     return float((macs + moved) * places)
 
 
